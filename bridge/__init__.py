@@ -1,0 +1,1 @@
+"""opensmtpd-bridge: OpenSMTPD asks, services judge."""

@@ -1,0 +1,1 @@
+"""For tests of filters: a model of smtpd that dies where smtpd would, and stand-ins for services."""
