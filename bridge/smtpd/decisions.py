@@ -120,8 +120,7 @@ class Rewrite:
             raise ValueError("rewrite value: expected at most 1,000 bytes")
 
 
-Decision = Proceed | Junk | Reject | Disconnect | Rewrite
-DECISIONS: tuple[type[Decision], ...] = (Proceed, Junk, Reject, Disconnect, Rewrite)
+Decision = Proceed | Junk | Refusal | Rewrite
 
 # Which decisions a phase takes: the base set, what a phase has more, what it has less.
 # Rewrite of an unused argument is an error to the client, at commit a hung session; junk at

@@ -1,8 +1,15 @@
-"""The message's bytes as smtpd sends them: lines ended by LF, dot-stuffed, without the final dot."""
+"""The message's bytes as smtpd sends them: lines ended by LF, dot-stuffed, without the
+final dot; and the splices that change them on their way back.
+
+Kept as runs of whole lines, never a line at a time.  Never parses a header.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+PIECE = 256 * 1024  # what is handed on at once
 
 
 class Splice(NamedTuple):
@@ -12,3 +19,143 @@ class Splice(NamedTuple):
     start: int
     end: int
     new: bytes
+
+
+class SpliceError(ValueError):
+    """Splices that would make something else of the message than a message."""
+
+
+class Store(Protocol):
+    """Where the beginning of a message lies that is not in memory."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """length bytes from offset; OSError if they can't be had."""
+
+    def close(self) -> None:
+        """Give the space back."""
+
+
+class Message:
+    """One message on its way through."""
+
+    __slots__ = ("_runs", "size", "store", "stored")
+
+    def __init__(self) -> None:
+        self._runs: list[bytes] = []  # what is in memory, whole lines each
+        self.size = 0  # in bytes, with what is stored
+        self.store: Store | None = None  # where the first `stored` bytes are
+        self.stored = 0
+
+    @property
+    def in_memory(self) -> int:
+        """Bytes held in memory."""
+        return self.size - self.stored
+
+    def append(self, run: bytes) -> None:
+        """Add a run of whole lines."""
+        self._runs.append(run)
+        self.size += len(run)
+
+    def take_runs(self) -> list[bytes]:
+        """Take the runs out of memory; the caller has put or will put them into `store` and
+        then says so by `stored`."""
+        runs, self._runs = self._runs, []
+        return runs
+
+    def put_back(self, runs: list[bytes]) -> None:
+        """Undo `take_runs`."""
+        self._runs[:0] = runs
+
+    def drop(self) -> None:
+        """Let go of everything."""
+        self._runs.clear()
+        self.size = self.stored = 0
+        if self.store is not None:
+            self.store.close()
+            self.store = None
+
+    def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes | memoryview]:
+        """The bytes [start, end) in order, in pieces of any size.  OSError from the store."""
+        end = self.size if end is None else end
+        while start < min(end, self.stored):
+            assert self.store is not None
+            yield (piece := self.store.read(start, min(PIECE, min(end, self.stored) - start)))
+            start += len(piece)
+        offset = self.stored
+        for run in self._runs:
+            if offset >= end:
+                return
+            if offset + len(run) > start:
+                low, high = max(start - offset, 0), min(end - offset, len(run))
+                yield run if high - low == len(run) else memoryview(run)[low:high]
+            offset += len(run)
+
+    def check(self, splices: Sequence[Splice], longest: int) -> None:
+        """SpliceError if one is out of bounds, out of order, not on line starts, or has lines
+        that can't be sent; OSError from the store."""
+        last = 0
+        for start, end, new in splices:
+            if not last <= start <= end <= self.size:
+                raise SpliceError("splices out of bounds or order")
+            if not (self._line_start(start) and self._line_start(end)):
+                raise SpliceError("a splice that is not on line starts")
+            check_lines(new, longest)
+            last = end
+
+    def _line_start(self, offset: int) -> bool:
+        if offset == 0:
+            return True
+        return b"".join(self.pieces(offset - 1, offset)) == b"\n"
+
+    def spliced(self, splices: Sequence[Splice]) -> Iterator[bytes]:
+        """The message with its splices, in pieces of any size; splices must be checked."""
+        at = 0
+        for start, end, new in (*splices, Splice(self.size, self.size, b"")):
+            yield from map(bytes, self.pieces(at, start))
+            if new:
+                yield new
+            at = end
+
+
+def check_lines(lines: bytes, longest: int) -> None:
+    """SpliceError unless these are whole lines, stuffed, free of CR and NUL, none too long."""
+    if not lines:
+        return
+    if not lines.endswith(b"\n"):
+        raise SpliceError("new lines without their end")
+    if b"\r" in lines or b"\0" in lines:
+        raise SpliceError("CR or NUL in new lines")
+    stuffed = b"\n" + lines
+    if b"\n.\n" in stuffed or stuffed.count(b"\n.") != stuffed.count(b"\n.."):
+        raise SpliceError("new lines that are not dot-stuffed")
+    if first_too_long(lines, longest) is not None:
+        raise SpliceError(f"a new line of over {longest} bytes")
+
+
+def first_too_long(lines: bytes, longest: int) -> int | None:
+    """Where the first line starts that has over `longest` bytes of content, or None.  Jumps
+    from line end to line end as far as a line may reach, so that it costs nothing per line."""
+    at, size = 0, len(lines)
+    while size - at > longest:
+        end = lines.rfind(b"\n", at, at + longest + 1)
+        if end < 0:
+            return at
+        at = end + 1
+    return None
+
+
+def break_long(lines: bytes, longest: int) -> tuple[bytes, int]:
+    """Break lines of over `longest` bytes by LF and a space: the lines, and how many lines
+    were broken."""
+    pieces: list[bytes] = []
+    broken = 0
+    while (at := first_too_long(lines, longest)) is not None:
+        end = lines.find(b"\n", at)
+        line = lines[at : end if end >= 0 else len(lines)]
+        pieces += (lines[:at], line[:longest])
+        step = longest - 1
+        for start in range(longest, len(line), step):
+            pieces += (b"\n ", line[start : start + step])
+        lines = lines[at + len(line) :]
+        broken += 1
+    return b"".join((*pieces, lines)), broken
