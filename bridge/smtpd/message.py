@@ -62,13 +62,9 @@ class Message:
         runs, self._runs = self._runs, []
         return runs
 
-    def put_back(self, runs: list[bytes]) -> None:
-        """Undo `take_runs`."""
-        self._runs[:0] = runs
-
     def drop(self) -> None:
-        """Let go of everything."""
-        self._runs.clear()
+        """Let go of everything; pieces that are being handed on stay whole."""
+        self._runs = []
         self.size = self.stored = 0
         if self.store is not None:
             self.store.close()
@@ -115,6 +111,16 @@ class Message:
             if new:
                 yield new
             at = end
+
+
+def join(message: bytes, splices: Sequence[Splice]) -> bytes:
+    """A message that is whole in memory, with its splices."""
+    parts: list[bytes] = []
+    at = 0
+    for start, end, new in splices:
+        parts += (message[at:start], new)
+        at = end
+    return b"".join((*parts, message[at:])) if parts else message
 
 
 def check_lines(lines: bytes, longest: int) -> None:

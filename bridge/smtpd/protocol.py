@@ -124,13 +124,13 @@ class Protocol:
 
     def __init__(
         self,
-        registration: Registration,
         *,
         max_message_size: int = 64 << 20,
         break_long_lines: bool = True,
         session_in_reply: bool = False,
     ) -> None:
-        self.registration = registration
+        self.registration = Registration()
+        self.started = False
         self.max_message_size = max_message_size
         self.break_long_lines = break_long_lines
         self.session_in_reply = session_in_reply  # a refusal ends with the session's id
@@ -147,14 +147,15 @@ class Protocol:
 
     # Handshake ----------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, registration: Registration) -> None:
         """Register, at once if smtpd need not be heard first: smtp-out may be registered only
         where smtpd has said that it has it (6.6 dies of it)."""
-        if not self.registration.reports_out:
+        self.registration, self.started = registration, True
+        if not registration.reports_out or "ready" in self.config:
             self._register()
 
     def _register(self) -> None:
-        if self.registered:
+        if self.registered or not self.started:
             return
         self.registered = True
         wanted = self.registration
@@ -224,23 +225,14 @@ class Protocol:
                     yield from self._line(line)
 
     def _run(self, head: bytes, run: bytes) -> Iterator[Item]:
-        try:
-            event = wire.parse(head)
-        except wire.WireError as error:
-            self.counts["bad-line"] += 1
-            yield BadLine(str(error))
-            return
+        event = self._parsed(head)
         if isinstance(event, events.DataLine):
             yield from self._data(event, run)
+        elif isinstance(event, BadLine):
+            yield event
 
     def _line(self, line: bytes) -> Iterator[Item]:
-        try:
-            event = wire.parse(line)
-        except wire.WireError as error:
-            self.counts["bad-line"] += 1
-            yield BadLine(str(error))
-            return
-        match event:
+        match event := self._parsed(line):
             case wire.Config():
                 yield from self._handshake(event)
             case events.DataLine():
@@ -250,6 +242,15 @@ class Protocol:
                 yield from self._request(event)
             case events.Report():
                 yield from self._report(event)
+            case BadLine():
+                yield event
+
+    def _parsed(self, line: bytes) -> events.Event | wire.Config | BadLine:
+        try:
+            return wire.parse(line)
+        except wire.WireError as error:
+            self.counts["bad-line"] += 1
+            return BadLine(str(error))
 
     def _learn(self, line: bytes) -> None:
         """Where the middle of a data line is, from one that was read the long way."""
@@ -339,6 +340,12 @@ class Protocol:
             slot = live.slot = Slot(live.session, MESSAGE, event, live.message)
             yield slot
 
+    def messages(self) -> Iterator[tuple[Session, Message]]:
+        """The messages that are held now."""
+        for live in self.sessions.values():
+            if live.message is not None:
+                yield live.session, live.message
+
     def _live(self, event: events.Event) -> _Live | None:
         """The state of an event's session; None if the session has ended, or is unknown to
         a report of its end."""
@@ -346,7 +353,9 @@ class Protocol:
             return live
         if event.session in self._dead or isinstance(event, events.LinkDisconnect):
             return None
-        live = self.sessions[event.session] = _Live(Session(event.session))
+        live = self.sessions[event.session] = _Live(
+            Session(event.session, admd=self.config.get("admd", ""))
+        )
         return live
 
     def _forget(self, live: _Live) -> None:

@@ -7,6 +7,7 @@ about them.  Never decides and never forgets a session: protocol.py does that.
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,9 @@ class Session:
     user: str = ""  # who authenticated, vis(3)-encoded, "" if nobody
     transaction: Transaction | None = None
     keep: dict[str, Any] = field(default_factory=dict)  # what the bridge wants to know later
+    admd: str = ""  # what smtpd calls itself in Authentication-Results (config|admd, since 6.8)
+    profile: str = ""  # forced by --profile, "" if none is
+    deadline: float = math.inf  # of the open request, by the clock of whoever is asked
 
     def see(self, event: events.Event) -> None:
         """Take what an event says into account."""

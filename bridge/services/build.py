@@ -1,0 +1,74 @@
+"""The services of one configuration: clients made from their tables, and put away together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bridge.config import Config
+from bridge.config.schema import Upstream
+from bridge.services.fcrdns import Cache, Checker, DnsResolver
+from bridge.services.endpoints import Tls
+from bridge.services.http import Upstreams
+from bridge.services.upstream import Rules, ServerState
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Whom the shipped policy asks; None for what no profile uses."""
+
+    fcrdns: Checker | None
+    rspamd: Upstreams | None
+    dkim: Upstreams | None
+
+    async def aclose(self) -> None:
+        """Give up what is under way."""
+        if self.fcrdns is not None:
+            await self.fcrdns.aclose()
+
+
+def build(config: Config, on_change: Callable[[str, ServerState], None]) -> Services:
+    """The services that the profiles of a configuration use.  on_change: told the service and
+    the state of a server that goes down or comes back."""
+    profiles = (config.main, *config.profiles)
+    main = config.main
+    checker = None
+    if any(p.fcrdns.enabled and p.fcrdns.source == "dns" for p in profiles):
+        resolver = DnsResolver([str(server) for server in main.fcrdns.nameservers])
+        checker = Checker(
+            resolver,
+            timeout=main.fcrdns.timeout,
+            max_names=main.fcrdns.max_names,
+            cache=Cache(main.fcrdns.cache_entries),
+        )
+
+    def upstreams(name: str, table: Upstream) -> Upstreams:
+        return Upstreams(
+            name,
+            table.servers,
+            rules=Rules(
+                strategy=table.strategy,
+                timeout=table.timeout,
+                retries=table.retries,
+                max_errors=table.max_errors,
+                error_window=table.error_window,
+                revive=table.revive,
+                max_revive=table.max_revive,
+            ),
+            tls=Tls(
+                ca_file=table.ca_file or None,
+                cert_file=table.client_certificate or None,
+                key_file=table.client_key or None,
+                server_name=table.server_name or None,
+            ),
+            token=table.token.value,
+            connect_timeout=table.connect_timeout,
+            max_reply=table.max_size + (8 << 20),
+            on_change=lambda state: on_change(name, state),
+        )
+
+    return Services(
+        checker,
+        upstreams("rspamd", main.rspamd) if any(p.rspamd.enabled for p in profiles) else None,
+        upstreams("dkim", main.dkim) if any(p.dkim.enabled for p in profiles) else None,
+    )

@@ -1,0 +1,399 @@
+"""The process under smtpd: fd 0 and 1, deadlines, and the failure policy's answers.
+
+One thread, one selectors loop, standard library only.  Its promise: every request is
+answered exactly once, legally for its phase, in its own protocol version, before its
+deadline - or no byte leaves.  It ends only on end-of-file from smtpd.  What may be said
+when is smtpd/protocol.py's, which bridge gets what is dispatch.py's, how bridges come and
+go is bridges.py's; nothing is decided here but what stands for a missing answer.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from bridge import link, log
+from bridge.bridges import Bridges
+from bridge.child import Child
+from bridge.config import Config
+from bridge.dispatch import Dispatcher, Pending
+from bridge.failure import UNSCANNED, consequence
+from bridge.linkend import LinkEnd
+from bridge.registration import shipped
+from bridge.smtpd import events, wire
+from bridge.smtpd.decisions import Decision, Disconnect, Proceed, Refusal, Reject, tempfail
+from bridge.smtpd.message import Splice, SpliceError
+from bridge.smtpd.protocol import (
+    MESSAGE,
+    BadLine,
+    Broken,
+    Item,
+    Oversize,
+    Protocol,
+    Registration,
+    Slot,
+    Withheld,
+)
+from bridge.smtpd.session import Session, Transaction
+from bridge.spool import Spool
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+CHUNK = 256 * 1024  # read at once; smtpd's socket holds 208 KiB
+TICK = 1.0  # the longest sleep, s
+MAX_KEEP = 4096  # characters of a session's keep
+
+# What happened when the bridge gave no answer, by kind of failure (schema.BridgeFailure).
+REASONS = {
+    "unreachable": "no bridge",
+    "timeout": "no answer in time",
+    "bad-reply": "an answer that made no sense",
+    "internal": "it failed",
+    "too-large": "message too large",
+}
+NO_SPACE = Reject("4.3.1", "Insufficient system storage, please try again later", 452)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one shim was started, besides its configuration."""
+
+    arguments: Sequence[str] = ()  # of the bridge, as a child
+    profile: str | None = None  # forced
+    application: bool = False  # the registration is the bridge's to say
+
+
+class Shim:
+    """One shim."""
+
+    def __init__(
+        self,
+        config: Config,
+        options: Options,
+        *,
+        stdin: int = 0,
+        stdout: int = 1,
+        stderr: int = 2,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.options = options
+        self.protocol = Protocol(
+            max_message_size=config.shim.max_message_size,
+            break_long_lines=config.shim.long_lines == "break",
+            session_in_reply=True,
+        )
+        self._wanted = None if options.application else shipped(config)
+        self._stderr = log.Stderr(stderr)
+        self._in, self._out = stdin, stdout
+        self._clock = clock
+        self._selector = selectors.PollSelector()
+        self._watched: dict[int, tuple[int, object]] = {}  # mask and owner of each fd
+        self._output = memoryview(b"")  # what is being written to smtpd
+        self._leaving = False
+        self._dispatcher = Dispatcher()
+        self._spool = Spool(config.shim.max_memory, config.shim.max_spill, config.shim.spill_dir)
+        self._bridges = Bridges(
+            self,
+            self._dispatcher,
+            arguments=options.arguments,
+            connect=config.shim.connect,
+            ping_timeout=config.bridge.ping_timeout,
+            patience=config.shim.patience,
+            clock=clock,
+            stderr=self._stderr,
+        )
+
+    # The loop -----------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until end-of-file from smtpd; the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # smtpd sends none; ending would end smtpd
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core holds mail
+        for fd in {self._in, self._out}:
+            os.set_blocking(fd, False)
+        until = self._clock() + self.config.shim.start_wait
+        while self._wanted is None and not self._leaving and self._clock() < until:
+            self._guarded(self._turn)
+        if self._wanted is None:
+            self.log("start-failed", error="the application did not come up")
+            self._bridges.leave()
+            return 1
+        self.protocol.start(self._wanted)
+        while not self._leaving:
+            self._guarded(self._turn)
+        self._bridges.leave()
+        self._stderr.flush()
+        return 0
+
+    def _turn(self) -> None:
+        """One turn of the loop: wait, read and write what can be, then keep time."""
+        self._watch()
+        for key, mask in self._selector.select(self._sleep()):
+            self._guarded(key.data, mask)
+        now = self._clock()
+        for item in self._dispatcher.expired(now):
+            self._guarded(self.on_given_up, item, "timeout" if item.lane else "unreachable")
+        self._guarded(self._bridges.keep, now)
+        self._guarded(self._bridges.pump, now)
+        self._guarded(self._write_smtpd)
+        self._stderr.flush()
+
+    def _guarded(self, call: Callable[..., object], *arguments: object) -> None:
+        """Whatever goes wrong in one step must not end the process: smtpd would end too."""
+        try:
+            call(*arguments)
+        except Exception as error:  # noqa: BLE001
+            self.protocol.counts["internal-error"] += 1
+            self.log("internal-error", error=log.folded(error))
+
+    def _sleep(self) -> float:
+        now = self._clock()
+        times = (now + TICK, self._dispatcher.next_deadline(), self._bridges.next_event(now))
+        return max(0.0, min(time for time in times if time is not None) - now)
+
+    def _watch(self) -> None:
+        """Watch each fd for what it has to do now."""
+        wanted: dict[int, tuple[int, object, Callable[[int], None]]] = {}
+        wanted[self._in] = (READ, self, self._on_smtpd)
+        if self._output or self.protocol.has_output:
+            if self._in == self._out:
+                wanted[self._in] = (READ | WRITE, self, self._on_smtpd)
+            else:
+                wanted[self._out] = (WRITE, self, self._on_smtpd)
+        for end in self._bridges.ends:
+            mask = READ | WRITE if end.wants_write else READ
+            wanted[end.socket.fileno()] = (mask, end, partial(self._on_link, end))
+            if end.child is not None and end.child.stderr is not None:
+                read = partial(self._on_child_stderr, end.child)
+                wanted[end.child.stderr] = (READ, end.child, read)
+        for fd in list(self._watched):
+            if fd not in wanted or self._watched[fd][1] is not wanted[fd][1]:
+                self._selector.unregister(fd)
+                del self._watched[fd]
+        for fd, (mask, owner, call) in wanted.items():
+            if fd not in self._watched:
+                self._selector.register(fd, mask, call)
+            elif self._watched[fd][0] != mask:
+                self._selector.modify(fd, mask, call)
+            self._watched[fd] = (mask, owner)
+
+    def _on_link(self, end: LinkEnd, mask: int) -> None:
+        self._bridges.ready(end, read=bool(mask & READ), write=bool(mask & WRITE))
+
+    def _on_child_stderr(self, child: Child, _mask: int) -> None:
+        self._bridges.read_stderr(child)
+
+    # smtpd --------------------------------------------------------------------------------
+
+    def _on_smtpd(self, mask: int) -> None:
+        if not mask & READ:
+            return
+        try:
+            data = os.read(self._in, CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._leaving = True
+            return
+        for item in self.protocol.receive(data):
+            self._guarded(self._on_item, item)
+        if self._spool.grew(len(data)):
+            for session, error in self._spool.balance(self.protocol.messages()):
+                self._no_space(session, error)
+
+    def _write_smtpd(self) -> None:
+        while self._output or self.protocol.has_output:
+            if not self._output:
+                self._output = memoryview(self.protocol.next_output())
+                continue
+            try:
+                written = os.write(self._out, self._output)
+            except BlockingIOError:
+                return
+            except OSError:  # smtpd is gone
+                self._leaving = True
+                return
+            self._output = self._output[written:]
+
+    def _on_item(self, item: Item) -> None:
+        match item:
+            case Slot():
+                self._on_slot(item)
+            case events.Report():
+                self._on_report(item)
+            case Oversize():
+                self._on_oversize(item.session)
+            case Withheld():
+                transaction = item.session.transaction
+                self._log_refusal(item.session, transaction, MESSAGE, item.decision, "shim")
+            case Broken():
+                self.log("long-lines-broken", session=item.session.id, lines=item.lines)
+            case BadLine():
+                self.log("bad-line-from-smtpd", error=item.error)
+            case _:
+                pass
+
+    def _on_slot(self, slot: Slot) -> None:
+        now = self._clock()
+        wait = self.config.shim.command_deadline
+        if slot.message is not None:
+            wait = self.config.shim.message_deadline
+            if not slot.message.size:
+                # Without even smtpd's own Received: an earlier filter withheld it, and refuses.
+                self.protocol.answer(slot, Proceed())
+                return
+        slot.session.profile = self.options.profile or ""
+        self._dispatcher.add(slot, now, now + wait)
+
+    def _on_report(self, event: events.Report) -> None:
+        if isinstance(event, events.LinkDisconnect | events.TxReset | events.TxRollback):
+            item = self._dispatcher.of_session(event.session)
+            if item is not None and not item.slot.open:  # nobody waits for the answer any more
+                self._bridges.cancel(item)
+                self._dispatcher.done(item)
+        wanted = self.protocol.registration
+        names = wanted.reports if event.direction == "smtp-in" else wanted.reports_out
+        if event.keyword in names:
+            live = self.protocol.sessions.get(event.session)
+            session = live.session if live else Session(event.session)
+            header: link.Header = {"kind": "report", "session": link.session_to_json(session)}
+            self._bridges.report(header | link.event_to_json(event))
+
+    # Answers ------------------------------------------------------------------------------
+
+    def _answer(
+        self, item: Pending, decision: Decision, splices: Sequence[Splice], reason: str
+    ) -> None:
+        self._dispatcher.done(item)
+        session, transaction = item.slot.session, item.slot.session.transaction
+        said = self.protocol.answer(item.slot, decision, splices)
+        if isinstance(said, Refusal):
+            self._log_refusal(session, transaction, item.slot.phase, said, reason)
+        elif said is not None and reason:
+            self._log_event("passed", session, transaction, by=reason)
+
+    def on_given_up(self, item: Pending, kind: str) -> None:
+        """The bridge gives no answer: the failure policy's."""
+        self._bridges.cancel(item)
+        session = item.slot.session
+        profile = self.config.profile_for(session, self.options.profile)
+        what = consequence(profile, session, "bridge", kind)
+        reason = f"bridge: {REASONS[kind]}"
+        if item.slot.message is not None:
+            splices = [Splice(0, 0, _unscanned(reason))] if what.marked else []
+            self._answer(item, what.decision, splices, reason)
+        elif isinstance(what.decision, Refusal) and self.options.application:
+            self._answer(item, tempfail(item.slot.phase), (), reason)
+        else:
+            # What the shipped policy would have refused at a command, it refuses when it
+            # judges the message.  An application may have no handler for that.
+            self._answer(item, Proceed(), (), reason)
+
+    def _on_oversize(self, session: Session) -> None:
+        """A message that can't be held: it passes line by line, or is refused."""
+        profile = self.config.profile_for(session, self.options.profile)
+        what = consequence(profile, session, "bridge", "too-large")
+        if isinstance(what.decision, Refusal):
+            self.protocol.withhold(session, what.decision)
+            return
+        reason = f"bridge: {REASONS['too-large']}"
+        self.protocol.release(session, _unscanned(reason) if what.marked else b"")
+        self._log_event("passed", session, session.transaction, by=reason)
+
+    def _no_space(self, session: Session, error: OSError) -> None:
+        self.log("spill-failed", session=session.id, error=error.strerror or str(error))
+        item = self._dispatcher.of_session(session.id)
+        if item is not None and item.slot.phase == MESSAGE:
+            self._bridges.cancel(item)
+            self._answer(item, NO_SPACE, (), "shim: spill failed")
+        else:
+            self.protocol.withhold(session, NO_SPACE)
+
+    # For bridges.py -----------------------------------------------------------------------
+
+    def on_answer(self, item: Pending, header: link.Header, body: bytes) -> None:
+        """A bridge answered: what can be sent, is."""
+        slot = item.slot
+        if "failed" in header:  # it said so in its log
+            self.on_given_up(item, "internal")
+            return
+        try:
+            decision = link.decision_from_json(header)
+            splices = link.splices_from_json(header.get("splices", []), body)
+            if slot.message is not None:
+                slot.message.check(splices, wire.longest_line(slot.event.version))
+        except (link.LinkError, SpliceError) as error:
+            self.log("bad-answer", session=slot.session.id, error=str(error))
+            self.on_given_up(item, "bad-reply")
+            return
+        except OSError as error:
+            self.on_unreadable(item, error)
+            return
+        keep = header.get("keep")
+        if isinstance(keep, dict) and len(str(keep)) <= MAX_KEEP:
+            slot.session.keep = keep
+        self._answer(item, decision, splices, str(header.get("reason", "")))
+
+    def on_hello(self, header: link.Header) -> None:
+        """A bridge came up; an application's says what it wants to be asked."""
+        if self._wanted is None:
+            self._wanted = _registration(header.get("registration"))
+
+    def on_unreadable(self, item: Pending, error: OSError) -> None:
+        """A message is lost in its file: refused, so that its sender tries again."""
+        self._no_space(item.slot.session, error)
+
+    # Log ----------------------------------------------------------------------------------
+
+    def log(self, event: str, **values: object) -> None:
+        """Write a line to smtpd's log."""
+        self._stderr.write(log.record(event, **values), self._clock())
+
+    def _log_event(
+        self, event: str, session: Session, transaction: Transaction | None, **values: object
+    ) -> None:
+        about: dict[str, object] = {"session": session.id, "peer": session.src}
+        if transaction is not None:
+            about |= {"msgid": transaction.msgid, "from": f"<{transaction.sender or ''}>"}
+            about["rcpts"] = len(transaction.recipients)
+        self.log(event, **about | values)
+
+    def _log_refusal(
+        self,
+        session: Session,
+        transaction: Transaction | None,
+        phase: str,
+        decision: Refusal,
+        by: str,
+    ) -> None:
+        event = "deferred" if decision.code < 500 else "refused"
+        if isinstance(decision, Disconnect):
+            event = "disconnected"
+        said = {"phase": phase, "by": by, "reply": decision.reply}
+        self._log_event(event, session, transaction, **said)
+
+
+def _registration(wanted: object) -> Registration | None:
+    """What an application wants, from its hello; None for what makes no sense: registering an
+    unknown word ends smtpd."""
+    if not isinstance(wanted, dict):
+        return None
+    phases, reports, out = (
+        frozenset(map(str, wanted.get(key, ()))) for key in ("phases", "reports", "reports_out")
+    )
+    if not (phases <= events.PHASES.keys() and reports | out <= events.REPORTS.keys()):
+        return None
+    return Registration(phases, reports, out, bool(wanted.get("asks_commit")))
+
+
+def _unscanned(reason: str) -> bytes:
+    return wire.raw(f"{UNSCANNED}: {reason}\n")

@@ -1,0 +1,98 @@
+"""Where held messages go when they are too much for memory: unlinked files.
+
+The shim asks after each read; the largest messages spill until the rest fits.  What can't
+be spilled is named, so that its transaction can be refused.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+
+from bridge.smtpd.message import Message
+from bridge.smtpd.session import Session
+
+WRITE = 256 * 1024
+
+
+class SpillFile:
+    """The beginning of one message, in a file without a name."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._size = 0
+        fd, path = tempfile.mkstemp(prefix="filter-bridge-", dir=spool.directory)
+        try:
+            os.unlink(path)
+        except OSError:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def append(self, runs: Iterable[bytes]) -> None:
+        """Write runs to the end; OSError if they don't all fit."""
+        data = memoryview(b"".join(runs))
+        if self._spool.spilled + len(data) > self._spool.max_spill:
+            raise OSError("max_spill is reached")
+        while data:
+            written = os.pwrite(self._fd, data[:WRITE], self._size)
+            self._size += written
+            self._spool.spilled += written
+            data = data[written:]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """length bytes from offset."""
+        if self._fd < 0:
+            raise OSError("a spill file that is closed")
+        data = os.pread(self._fd, length, offset)
+        if not data:
+            raise OSError("a spill file that is too short")
+        return data
+
+    def close(self) -> None:
+        """Give the space back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._spool.spilled -= self._size
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Spool:
+    """The bound on the memory of all held messages together."""
+
+    def __init__(self, max_memory: int, max_spill: int, directory: str) -> None:
+        self.max_memory = max_memory
+        self.max_spill = max_spill
+        self.directory = directory
+        self.spilled = 0  # bytes in files
+        self._estimate = 0  # at least what is in memory
+
+    def grew(self, size: int) -> bool:
+        """Count bytes that have come in; True when it is time to `balance`."""
+        self._estimate += size
+        return self._estimate > self.max_memory
+
+    def balance(self, messages: Iterable[tuple[Session, Message]]) -> list[tuple[Session, OSError]]:
+        """Spill the largest messages until the rest fits with an eighth to spare; the sessions
+        whose message could not be spilled, and why."""
+        held = sorted(messages, key=lambda item: item[1].in_memory)
+        self._estimate = sum(message.in_memory for _, message in held)
+        failed: list[tuple[Session, OSError]] = []
+        while held and self._estimate > self.max_memory * 7 // 8:
+            session, message = held.pop()
+            self._estimate -= message.in_memory
+            try:
+                self._spill(message)
+            except OSError as error:
+                failed.append((session, error))
+        return failed
+
+    def _spill(self, message: Message) -> None:
+        if not isinstance(message.store, SpillFile):
+            message.store = SpillFile(self)
+        message.store.append(message.take_runs())
+        message.stored = message.size
