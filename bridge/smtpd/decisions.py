@@ -22,7 +22,11 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Proceed:
-    """Go on: the next filter is asked, or smtpd does what the client wants."""
+    """Go on: the next filter is asked, or smtpd does what the client wants.
+
+    >>> Proceed().keyword
+    'proceed'
+    """
 
     keyword: ClassVar[str] = "proceed"
 
@@ -31,7 +35,11 @@ class Proceed:
 class Junk:
     """Go on, but let smtpd put `X-Spam: Yes` on top.  Before a transaction has begun this
     marks every later message of the session; it ends the phase for later filters
-    (smtpd-filters(7), junk; since protocol 0.3)."""
+    (smtpd-filters(7), junk; since protocol 0.3).
+
+    >>> Junk().keyword
+    'junk'
+    """
 
     keyword: ClassVar[str] = "junk"
 
@@ -92,14 +100,24 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Reject(Refusal):
     """Refuse the command or message with a reply; the session goes on.  At `connect` the
-    session goes on too, in 503s: use `Disconnect` there (smtpd-filters(7), reject)."""
+    session goes on too, in 503s: use `Disconnect` there (smtpd-filters(7), reject).
+
+    >>> Reject("5.7.1", "Not you").reply
+    '550 5.7.1 Not you'
+    >>> Reject("4.7.1", "Not now", 450).reply
+    '450 4.7.1 Not now'
+    """
 
     keyword: ClassVar[str] = "reject"
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect(Refusal):
-    """Refuse with a reply and close the session (smtpd-filters(7), disconnect)."""
+    """Refuse with a reply and close the session (smtpd-filters(7), disconnect).
+
+    >>> Disconnect("4.7.1", "Too many of you", 421).reply
+    '421 4.7.1 Too many of you'
+    """
 
     keyword: ClassVar[str] = "disconnect"
 
@@ -108,7 +126,11 @@ class Disconnect(Refusal):
 class Rewrite:
     """Replace the command's argument: a host name for helo and ehlo, `<user@domain>` with
     its angle brackets for mail-from and rcpt-to, `PLAIN ...` for auth.  One line, up to
-    1,000 bytes of UTF-8 (smtpd-filters(7), rewrite)."""
+    1,000 bytes of UTF-8 (smtpd-filters(7), rewrite).
+
+    >>> Rewrite("<new@example.org>").value
+    '<new@example.org>'
+    """
 
     keyword: ClassVar[str] = "rewrite"
     value: str

@@ -6,10 +6,14 @@ Kept as runs of whole lines, never a line at a time.  Never parses a header.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 PIECE = 256 * 1024  # what is handed on at once
+# Runs below this are joined: a client that sends a byte at a time makes one of each, and an
+# empty line of its own would take 60 bytes.
+SMALL = 4096
 
 
 class Splice(NamedTuple):
@@ -38,10 +42,11 @@ class Store(Protocol):
 class Message:
     """One message on its way through."""
 
-    __slots__ = ("_runs", "size", "store", "stored")
+    __slots__ = ("_runs", "_starts", "size", "store", "stored")
 
     def __init__(self) -> None:
         self._runs: list[bytes] = []  # what is in memory, whole lines each
+        self._starts: list[int] = []  # the offset of each run
         self.size = 0  # in bytes, with what is stored
         self.store: Store | None = None  # where the first `stored` bytes are
         self.stored = 0
@@ -53,18 +58,23 @@ class Message:
 
     def append(self, run: bytes) -> None:
         """Add a run of whole lines."""
-        self._runs.append(run)
+        if self._runs and len(self._runs[-1]) + len(run) <= SMALL:
+            self._runs[-1] += run
+        else:
+            self._runs.append(run)
+            self._starts.append(self.size)
         self.size += len(run)
 
     def take_runs(self) -> list[bytes]:
         """Take the runs out of memory; the caller has put or will put them into `store` and
         then says so by `stored`."""
-        runs, self._runs = self._runs, []
+        runs = self._runs
+        self._runs, self._starts = [], []
         return runs
 
     def drop(self) -> None:
         """Let go of everything; pieces that are being handed on stay whole."""
-        self._runs = []
+        self._runs, self._starts = [], []
         self.size = self.stored = 0
         if self.store is not None:
             self.store.close()
@@ -77,14 +87,13 @@ class Message:
             assert self.store is not None
             yield (piece := self.store.read(start, min(PIECE, min(end, self.stored) - start)))
             start += len(piece)
-        offset = self.stored
-        for run in self._runs:
+        runs, starts = self._runs, self._starts
+        for index in range(max(bisect_right(starts, start) - 1, 0), len(runs)):
+            run, offset = runs[index], starts[index]
             if offset >= end:
                 return
-            if offset + len(run) > start:
-                low, high = max(start - offset, 0), min(end - offset, len(run))
-                yield run if high - low == len(run) else memoryview(run)[low:high]
-            offset += len(run)
+            low, high = max(start - offset, 0), min(end - offset, len(run))
+            yield run if high - low == len(run) else memoryview(run)[low:high]
 
     def check(self, splices: Sequence[Splice], longest: int) -> None:
         """SpliceError if one is out of bounds, out of order, not on line starts, or has lines
@@ -138,10 +147,11 @@ def check_lines(lines: bytes, longest: int) -> None:
         raise SpliceError(f"a new line of over {longest} bytes")
 
 
-def first_too_long(lines: bytes, longest: int) -> int | None:
-    """Where the first line starts that has over `longest` bytes of content, or None.  Jumps
-    from line end to line end as far as a line may reach, so that it costs nothing per line."""
-    at, size = 0, len(lines)
+def first_too_long(lines: bytes, longest: int, at: int = 0) -> int | None:
+    """Where the first line from `at` on starts that has over `longest` bytes of content, or
+    None.  Jumps from line end to line end as far as a line may reach, so that it costs nothing
+    per line."""
+    size = len(lines)
     while size - at > longest:
         end = lines.rfind(b"\n", at, at + longest + 1)
         if end < 0:
@@ -154,14 +164,14 @@ def break_long(lines: bytes, longest: int) -> tuple[bytes, int]:
     """Break lines of over `longest` bytes by LF and a space: the lines, and how many lines
     were broken."""
     pieces: list[bytes] = []
-    broken = 0
-    while (at := first_too_long(lines, longest)) is not None:
+    broken = done = 0
+    step = longest - 1
+    while (at := first_too_long(lines, longest, done)) is not None:
         end = lines.find(b"\n", at)
-        line = lines[at : end if end >= 0 else len(lines)]
-        pieces += (lines[:at], line[:longest])
-        step = longest - 1
-        for start in range(longest, len(line), step):
-            pieces += (b"\n ", line[start : start + step])
-        lines = lines[at + len(line) :]
+        end = end if end >= 0 else len(lines)
+        pieces.append(lines[done : at + longest])
+        for start in range(at + longest, end, step):
+            pieces += (b"\n ", lines[start : min(start + step, end)])
+        done = end
         broken += 1
-    return b"".join((*pieces, lines)), broken
+    return b"".join((*pieces, lines[done:])), broken

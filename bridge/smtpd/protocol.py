@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 
 from bridge.smtpd import events, wire
 from bridge.smtpd.decisions import (
@@ -24,6 +22,7 @@ from bridge.smtpd.decisions import (
     legal,
     tempfail,
 )
+from bridge.smtpd.lines import LineReader, Overlong, Run
 from bridge.smtpd.message import Message, Splice, break_long, first_too_long
 from bridge.smtpd.session import Session
 
@@ -39,9 +38,9 @@ BOOKKEEPING = frozenset(
     }
 )
 
-# smtpd's own longest line is a data line of 65,533 bytes and its prefix; what is longer
-# without a LF is no line of smtpd.
-MAX_INPUT_LINE = 256 * 1024
+# Reports of an end: who is told still sees what ended.
+ENDS = (events.TxCommit, events.TxRollback, events.TxReset, events.LinkDisconnect)
+
 OUTPUT_CHUNK = 256 * 1024  # about what the socket to smtpd takes at once (208 KiB)
 REMEMBERED_DEAD = 4096  # ended sessions, of which a last line may still be under way
 
@@ -139,10 +138,7 @@ class Protocol:
         self.registered = False
         self.counts: Counter[str] = Counter()
         self._dead: OrderedDict[str, None] = OrderedDict()
-        self._partial: list[bytes] = []  # the beginning of a line
-        self._partial_size = 0
-        self._overlong = False  # the current line is dropped until its end
-        self._slice = slice(28, 81)  # session, token and phase in a data line; learnt
+        self._lines = LineReader()
         self._output: deque[Iterator[bytes | memoryview]] = deque()
 
     # Handshake ----------------------------------------------------------------------------
@@ -161,8 +157,8 @@ class Protocol:
         wanted = self.registration
         for name in sorted(wanted.reports | BOOKKEEPING):
             self._say(wire.register("report", "smtp-in", name))
-        if "smtp-out" in self.config.get("subsystem", ""):
-            for name in sorted(wanted.reports_out):
+        if wanted.reports_out and "smtp-out" in self.config.get("subsystem", ""):
+            for name in sorted(wanted.reports_out | BOOKKEEPING):
                 self._say(wire.register("report", "smtp-out", name))
         for name in sorted(wanted.phases):
             self._say(wire.register("filter", "smtp-in", name))
@@ -172,57 +168,26 @@ class Protocol:
 
     def receive(self, data: bytes) -> list[Item]:
         """Take bytes from smtpd; what they mean, in order."""
-        return list(self._receive(data))
+        return list(self.items(data))
 
-    def _receive(self, data: bytes) -> Iterator[Item]:
-        end = data.rfind(b"\n") + 1
-        if not end:
-            self._keep_partial(data)
-            return
-        if self._partial:
-            first = data.index(b"\n") + 1
-            line = b"".join((*self._partial, data[: first - 1]))
-            self._partial.clear()
-            self._partial_size = 0
-            data, end = data[first:], end - first
-            if self._overlong:
-                self._overlong = False
-                yield BadLine("over-long")
-            else:
-                yield from self._lines([line])
-        lines = data[:end].split(b"\n")
-        lines.pop()
-        yield from self._lines(lines)
-        self._keep_partial(data[end:])
-
-    def _keep_partial(self, rest: bytes) -> None:
-        if not rest:
-            return
-        self._partial_size += len(rest)
-        if self._partial_size > MAX_INPUT_LINE:
-            self._overlong = True
-            self._partial = [b"?"]
-        else:
-            self._partial.append(rest)
-
-    def _lines(self, lines: list[bytes]) -> Iterator[Item]:
-        """Whole lines without their LF.  Data lines of one session that follow each other are
-        alike between the timestamp and the content, which is what makes them one run."""
-        at = self._slice
-        content = itemgetter(slice(at.stop, None))
-        for middle, group in groupby(lines, itemgetter(at)):
-            alike = list(group)
-            # Five separators and the last of them at the end: `|smtp-in|data-line|ID|TOKEN|`.
-            if (
-                middle.startswith(b"|smtp-in|data-line|")
-                and middle.count(b"|") == 5
-                and middle.endswith(b"|")
-            ):
-                run = b"\n".join((*map(content, alike), b""))
-                yield from self._run(alike[0][: at.stop], run)
-            else:
-                for line in alike:
-                    yield from self._line(line)
+    def items(self, data: bytes) -> Iterator[Item]:
+        """The same one by one: whoever looks at a session sees it as it was then, and at a
+        report of an end what it ends."""
+        try:
+            for piece in self._lines.feed(data):
+                match piece:
+                    case Run():
+                        yield from self._run(piece.head, piece.content)
+                    case Overlong():
+                        self.counts["bad-line"] += 1
+                        yield BadLine("over-long")
+                    case _:
+                        yield from self._line(piece)
+        except Exception:  # no memory, or a bug: lines are lost
+            for live in self.sessions.values():
+                if live.message is not None and live.slot is None and live.verdict is None:
+                    self._withhold(live, DROPPED)  # it may not be whole any more
+            raise
 
     def _run(self, head: bytes, run: bytes) -> Iterator[Item]:
         event = self._parsed(head)
@@ -236,7 +201,8 @@ class Protocol:
             case wire.Config():
                 yield from self._handshake(event)
             case events.DataLine():
-                self._learn(line)
+                if event.token:  # else a `|` of the content would be taken for its end
+                    self._lines.learn(line)
                 yield from self._data(event, wire.raw(event.line) + b"\n")
             case events.Request():
                 yield from self._request(event)
@@ -252,18 +218,11 @@ class Protocol:
             self.counts["bad-line"] += 1
             return BadLine(str(error))
 
-    def _learn(self, line: bytes) -> None:
-        """Where the middle of a data line is, from one that was read the long way."""
-        start = line.find(b"|smtp-in|data-line|")
-        session = line.find(b"|", start + 19)
-        token = line.find(b"|", session + 1)
-        if 0 < start < session < token:
-            self._slice = slice(start, token + 1)
-
     def _handshake(self, config: wire.Config) -> Iterator[Item]:
-        if config.key == "subsystem":
-            config = replace(config, value=f"{self.config.get('subsystem', '')} {config.value}")
-        self.config[config.key[:64]] = config.value
+        value = config.value
+        if config.key == "subsystem":  # one line each
+            value = f"{self.config.get('subsystem', '')} {value}".lstrip()
+        self.config[config.key[:64]] = value
         if config.key == "ready":
             self._register()
         yield config
@@ -271,14 +230,21 @@ class Protocol:
     def _report(self, event: events.Report) -> Iterator[Item]:
         if (live := self._live(event)) is None:
             return
-        live.session.see(event)
+        if not isinstance(event, ENDS):
+            live.session.see(event)
         match event:
             case events.LinkDisconnect():
-                self._forget(live)
+                self._drop_message(live)
+                if live.slot is not None:
+                    live.slot.open = False
             case events.TxReset() | events.TxRollback() | events.TxBegin():
                 self._drop_message(live)
                 live.verdict = None
         yield event
+        if isinstance(event, ENDS):
+            live.session.see(event)
+        if isinstance(event, events.LinkDisconnect):
+            self._forget(live)
 
     def _request(self, event: events.Request) -> Iterator[Item]:
         if (live := self._live(event)) is None:
@@ -351,17 +317,18 @@ class Protocol:
         a report of its end."""
         if (live := self.sessions.get(event.session)) is not None:
             return live
+        if isinstance(event, events.LinkConnect):  # an id may come again, some day
+            self._dead.pop(event.session, None)
         if event.session in self._dead or isinstance(event, events.LinkDisconnect):
             return None
-        live = self.sessions[event.session] = _Live(
-            Session(event.session, admd=self.config.get("admd", ""))
+        said = self.config
+        session = Session(
+            event.session, admd=said.get("admd", ""), smtpd=said.get("smtpd-version", "")
         )
+        live = self.sessions[event.session] = _Live(session)
         return live
 
     def _forget(self, live: _Live) -> None:
-        self._drop_message(live)
-        if live.slot is not None:
-            live.slot.open = False
         del self.sessions[live.session.id]
         self._dead[live.session.id] = None
         if len(self._dead) > REMEMBERED_DEAD:
@@ -396,18 +363,22 @@ class Protocol:
     def release(self, session: Session, header: bytes = b"") -> None:
         """Let an oversize message pass: `header` (whole lines), what is held, and then each
         line as it comes.  ValueError if the header's lines can't be sent."""
-        live = self.sessions[session.id]
-        if live.message is None or live.streaming or live.verdict is not None:
+        live = self.sessions.get(session.id)
+        if live is None or live.message is None or live.streaming or live.verdict is not None:
             return
         message = live.message
         splices = [Splice(0, 0, header)]
         message.check(splices, live.longest)
+        if live.slot is not None and live.slot.phase == MESSAGE:  # it is whole already
+            self.answer(live.slot, Proceed(), splices)
+            return
         live.message, live.streaming = Message(), True
         self._stream(self._lines_back(live, message, splices, final=False))
 
     def withhold(self, session: Session, decision: Refusal) -> None:
         """Refuse a message that is still coming in, and let go of it."""
-        live = self.sessions[session.id]
+        if (live := self.sessions.get(session.id)) is None:
+            return
         if live.slot is not None and live.slot.phase == MESSAGE:
             self.answer(live.slot, decision)
         elif live.message is not None and live.verdict is None:
@@ -442,23 +413,23 @@ class Protocol:
     def _lines_back(
         self, live: _Live, message: Message, splices: Sequence[Splice], *, final: bool
     ) -> Iterator[bytes | memoryview]:
-        """The message as filter-dataline lines; if the store fails on the way it ends there,
-        and is refused at commit."""
+        """The message as filter-dataline lines; if the store fails on the way, or memory, it ends
+        there, on a line's end whatever happened, and is refused at commit."""
         prefix = self._prefix(live)
         between = b"\n" + prefix
-        line_start = True
+        line_start, torn = True, b"\n"
         try:
             for piece in filter(None, message.spliced(splices)):
                 if line_start:
                     yield prefix
                 lines = piece.replace(b"\n", between)
-                line_start = piece.endswith(b"\n")
+                line_start, torn = piece.endswith(b"\n"), (torn + piece[-2:])[-2:]
                 yield memoryview(lines)[: -len(prefix)] if line_start else lines
-        except OSError:
+        except Exception:  # noqa: BLE001 what follows would be taken for more of this line
             self.counts["store-failed"] += 1
             live.verdict, live.withheld = DROPPED, True
-            if not line_start:
-                yield b"\n"
+            if not line_start:  # what is torn behind its stuffing would end the message
+                yield b".\n" if torn == b"\n." else b"\n"
         finally:
             message.drop()
         if final:
@@ -501,11 +472,15 @@ class Protocol:
         """The next bytes for smtpd, of any size, b"" if there are none."""
         chunk: list[bytes | memoryview] = []
         size = 0
-        while self._output and size < OUTPUT_CHUNK:
-            piece = next(self._output[0], None)
-            if piece is None:
-                self._output.popleft()
-            else:
-                chunk.append(piece)
-                size += len(piece)
-        return b"".join(chunk)
+        try:
+            while self._output and size < OUTPUT_CHUNK:
+                piece = next(self._output[0], None)
+                if piece is None:
+                    self._output.popleft()
+                else:
+                    chunk.append(piece)
+                    size += len(piece)
+            return b"".join(chunk)
+        except Exception:  # of memory: nothing that was taken may be lost
+            self._output.appendleft(iter(chunk))
+            raise

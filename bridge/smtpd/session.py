@@ -21,7 +21,11 @@ MAX_RECIPIENTS = 20_000
 
 @dataclass(slots=True)
 class Transaction:
-    """One MAIL to commit or rollback."""
+    """One MAIL to commit or rollback.
+
+    >>> Transaction("3f2a1b0c", sender="a@example.org").recipients
+    []
+    """
 
     msgid: str
     sender: str | None = None  # None until tx-mail; "" is the null sender
@@ -30,7 +34,11 @@ class Transaction:
 
 @dataclass(slots=True)
 class Session:
-    """One SMTP connection."""
+    """One SMTP connection.
+
+    >>> Session("1", src="192.0.2.1:4711").address
+    IPv4Address('192.0.2.1')
+    """
 
     id: str
     version: events.Version = events.NEWEST
@@ -47,6 +55,7 @@ class Session:
     transaction: Transaction | None = None
     keep: dict[str, Any] = field(default_factory=dict)  # what the bridge wants to know later
     admd: str = ""  # what smtpd calls itself in Authentication-Results (config|admd, since 6.8)
+    smtpd: str = ""  # its version (config|smtpd-version): 7.6.0-portable
     profile: str = ""  # forced by --profile, "" if none is
     deadline: float = math.inf  # of the open request, by the clock of whoever is asked
 

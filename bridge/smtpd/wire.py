@@ -34,13 +34,16 @@ INTEGER_VERSIONS: dict[bytes, Version] = {b"1": (0, -1), b"0": (0, 0)}
 # Events that were renamed: the old name, the class that it is today.
 OLD_NAMES = {"link-reset": "tx-reset", "connected": "connect"}
 
-# The fields of an event in the newest version, in the order of its dataclass; a field in
-# OPTIONAL may be missing at the end of a line.
+# The fields of an event in the newest version, in the order of its dataclass; one in OPTIONAL
+# may be missing at the end of a line.
 FIELDS: dict[type[Event], tuple[str, ...]] = {
     event: tuple(name for name in event.__annotations__ if name != "keyword")
     for event in (*events.REPORTS.values(), *events.PHASES.values())
 }
-OPTIONAL = {"param", "msgid"}
+OPTIONAL: dict[type[Event], set[str]] = {
+    events.TxReset: {"msgid"},
+    events.FilterResponse: {"param"},
+}
 
 # Before this version, these events had their fields in this order (smtpd-filters(7) of the
 # releases; the last change first, so that the oldest matching row is the last word).
@@ -117,11 +120,17 @@ def parse(line: bytes) -> Event | Config:
     )
 
 
-def _fields(event: type[Event], version: Version, tail: str, present: bool) -> dict[str, str]:
+def fields_of(event: type[Event], version: Version) -> tuple[str, ...]:
+    """The names of an event's fields, in the order of that version."""
     names = FIELDS[event]
     for before, changed in FIELDS_BEFORE:
         if version < before:
             names = changed.get(event, names)
+    return names
+
+
+def _fields(event: type[Event], version: Version, tail: str, present: bool) -> dict[str, str]:
+    names = fields_of(event, version)
     if not names:
         return {}
     parts = tail.split("|") if present else []
@@ -131,7 +140,7 @@ def _fields(event: type[Event], version: Version, tail: str, present: bool) -> d
         wide = names.index(WIDE[event]) if event in WIDE else len(names) - 1
         parts[wide : wide + surplus + 1] = ["|".join(parts[wide : wide + surplus + 1])]
     values = dict(zip(names, parts, strict=False))
-    if missing := set(names) - set(values) - OPTIONAL:
+    if missing := set(names) - set(values) - OPTIONAL.get(event, set()):
         raise WireError(f"{event.keyword} without {', '.join(sorted(missing))}")
     if version < (0, 0):  # protocol 1 wrote addresses with their angle brackets
         if values.get("address", "").startswith("<"):
