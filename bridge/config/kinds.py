@@ -329,6 +329,7 @@ HEADERS = mapping(
     Kind("the name of a header that the bridge does not set itself", _header_name),
     Kind(LINE.expected, _line, hidden=True),
 )
+SIGN_AS = mapping(_SUFFIX, Kind("a host name", _host))
 ACTIONS = mapping(
     Kind("the name of an action", lambda raw: _line(raw).lower().replace("_", " ")),
     choice(*STANDARD_ACTIONS),

@@ -40,6 +40,10 @@ class Shim:
     connect: tuple[Endpoint, ...] = key(
         k.ENDPOINTS, [], "Bridges to use, tried in turn; with none the shim starts one of its own."
     )
+    ca_file: str = key(k.PATH, "", "For tcp: who signs the certificates of the bridges (PEM).")
+    client_certificate: str = key(k.PATH, "", "The shim's own certificate (PEM).")
+    client_key: str = key(k.PATH, "", "Its key, if it is in a file of its own.")
+    server_name: str = key(k.HOST, "", "The name in the bridges' certificates, if another.")
     # Clients wait 5 minutes for the reply to a command and 10 for that to the final dot (RFC
     # 5321, 4.5.3.2), but many give up after one; what is accepted later is delivered twice.
     command_deadline: float = key(
@@ -55,7 +59,7 @@ class Shim:
     patience: float = key(
         k.duration(0, 600),
         "10s",
-        "How long a request waits for a bridge when there is none at all.",
+        "How long a request waits at most for a bridge when there is none at all.",
     )
     # smtpd's own limit is 35M unless configured (smtpd.conf(5), smtp max-message-size).
     max_message_size: int = key(
@@ -95,8 +99,12 @@ class Shim:
 class Bridge:
     """The deciding process."""
 
-    slots: int = key(k.integer(1, 10_000), 32, "Requests that the bridge takes at a time.")
-    bytes: int = key(k.size(1 << 20, 1 << 31), "64M", "Bytes of messages that it takes at a time.")
+    slots: int = key(
+        k.integer(1, 10_000), 32, "Messages that the bridge takes at a time from each shim."
+    )
+    bytes: int = key(
+        k.size(1 << 20, 1 << 31), "64M", "Bytes of messages that it takes at a time from each."
+    )
     ping_timeout: float = key(
         k.duration(0.5, 300),
         "10s",
@@ -107,6 +115,23 @@ class Bridge:
         "30s",
         "How long a bridge that was told to leave may still work on open requests.",
     )
+    run_dir: str = key(
+        k.DIRECTORY,
+        "/run/filter-bridge",
+        "Where its control socket is made, for `filter-bridge reload`; without that directory "
+        "there is none.",
+    )
+    metrics: tuple[Endpoint, ...] = key(
+        k.ENDPOINTS, [], "Where its metrics can be read by HTTP, in the format of Prometheus."
+    )
+    group: str = key(
+        k.TEXT,
+        "",
+        "The group that may use the unix sockets of `serve --listen`: its name or number.",
+    )
+    certificate: str = key(k.PATH, "", "For `serve --listen tcp:...`: its certificate (PEM).")
+    certificate_key: str = key(k.PATH, "", "The certificate's key, if it is in a file of its own.")
+    client_ca: str = key(k.PATH, "", "Who signs the certificates of the shims (PEM).")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +328,16 @@ class Dkim(Upstream):
         k.NETWORKS, [], "Sign what clients with these addresses send."
     )
     domains: tuple[str, ...] = own(
-        k.SUFFIXES, [], "From domains to sign for; with none all that the signer has a key for."
+        k.SUFFIXES,
+        [],
+        "From domains that have to be signed: no key is a failure then; with none, those that "
+        "the signer has a key for are.",
+    )
+    sign_as: Mapping[str, str] = own(
+        k.SIGN_AS,
+        {},
+        "Signing domains of From domains that have no key of their own, like "
+        '{ ".example.org" = "example.org" } for all below it.',
     )
     alignment: str = own(
         k.choice("strict", "relaxed", "none"),
@@ -313,6 +347,12 @@ class Dkim(Upstream):
     )
     hostname: str = own(
         k.HOST, "", 'What smtpd adds to addresses without a domain; "": the name it greets with.'
+    )
+    masquerade: bool = own(
+        k.BOOL,
+        False,
+        "Whether smtpd.conf has `senders ... masquerade`, which puts the envelope sender into "
+        "From after filters; then that is done before signing.",
     )
 
 
