@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bridge.config import Config
 from bridge.config.schema import Upstream
-from bridge.services.fcrdns import Cache, Checker, DnsResolver
 from bridge.services.endpoints import Tls
-from bridge.services.http import Upstreams
-from bridge.services.upstream import Rules, ServerState
+from bridge.services.fcrdns import Cache, Checker, DnsResolver
+from bridge.services.http import Header, Parse, Upstreams
+from bridge.services.upstream import Rules, ServerState, ServiceError
+
+T = TypeVar("T")
+Observe = Callable[[str, str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +32,53 @@ class Services:
             await self.fcrdns.aclose()
 
 
-def build(config: Config, on_change: Callable[[str, ServerState], None]) -> Services:
+class Observed(Upstreams):
+    """Servers of a service, with somebody who is told what came of each request."""
+
+    observe: Observe | None = None
+
+    async def request(
+        self,
+        path: str,
+        headers: Sequence[Header],
+        body: bytes,
+        *,
+        deadline: float,
+        parse: Parse[T],
+        method: str = "POST",
+    ) -> T:
+        """As that of Upstreams."""
+        clock = asyncio.get_running_loop().time
+        began, outcome = clock(), "given-up"  # by who asked: its client is gone
+        try:
+            reply = await super().request(
+                path, headers, body, deadline=deadline, parse=parse, method=method
+            )
+            outcome = "ok"
+            return reply
+        except ServiceError as error:
+            outcome = error.kind
+            raise
+        finally:
+            if self.observe is not None:
+                self.observe(self.name, outcome, clock() - began)
+
+
+def build(
+    config: Config,
+    on_change: Callable[[str, ServerState], None],
+    observe: Observe | None = None,
+) -> Services:
     """The services that the profiles of a configuration use.  on_change: told the service and
-    the state of a server that goes down or comes back."""
+    the state of a server that goes down or comes back; observe: the service, the outcome and
+    the seconds of each request."""
     profiles = (config.main, *config.profiles)
     main = config.main
     checker = None
     if any(p.fcrdns.enabled and p.fcrdns.source == "dns" for p in profiles):
-        resolver = DnsResolver([str(server) for server in main.fcrdns.nameservers])
+        resolver = DnsResolver(
+            [str(server) for server in main.fcrdns.nameservers], timeout=main.fcrdns.timeout
+        )
         checker = Checker(
             resolver,
             timeout=main.fcrdns.timeout,
@@ -43,7 +87,7 @@ def build(config: Config, on_change: Callable[[str, ServerState], None]) -> Serv
         )
 
     def upstreams(name: str, table: Upstream) -> Upstreams:
-        return Upstreams(
+        made = Observed(
             name,
             table.servers,
             rules=Rules(
@@ -66,6 +110,8 @@ def build(config: Config, on_change: Callable[[str, ServerState], None]) -> Serv
             max_reply=table.max_size + (8 << 20),
             on_change=lambda state: on_change(name, state),
         )
+        made.observe = observe
+        return made
 
     return Services(
         checker,

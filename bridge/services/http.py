@@ -97,7 +97,7 @@ class Upstreams:
         self._extensions: dict[str, object] = {"timeout": {"connect": connect_timeout}}
         if tls.server_name:
             self._extensions["sni_hostname"] = tls.server_name
-        self._anonymous = not tls.cert_file
+        self._wants = "refuse cert_file" if tls.cert_file else "want a client certificate"
         https = any(map(self._is_https, range(len(servers))))
         self._ssl = tls.context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         host = tls.server_name and tls.server_name.encode("idna")
@@ -206,8 +206,8 @@ class Upstreams:
             if len(request.body) > LARGE_BODY and not isinstance(error, NOT_CONNECTED):
                 why += f"; hint: is this message of {len(request.body)} bytes over its limit?"
                 blame = False
-            elif why.startswith(BROKE) and self._anonymous and self._is_https(index):
-                why += "; hint: does it want a client certificate?"  # TLS 1.3 tells too late
+            elif why.startswith(BROKE) and self._is_https(index):  # TLS 1.3 tells too late
+                why += f"; hint: does it {self._wants}?"
             raise self._error(index, kind, why, retry=kind != "internal", blame=blame) from error
 
     async def _exchange(self, index: int, request: _Outgoing) -> Reply:
@@ -366,7 +366,7 @@ def _explain(error: Exception) -> tuple[str, str]:
     cause = _cause(error)
     reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)
     hint = next((hint for kind_of, hint in HINTS if isinstance(cause, kind_of)), "")
-    return kind, "; ".join(part for part in (f"{why} ({reason})", hint) if part)
+    return kind, "; ".join(part for part in (f"{why} ({reason})" if reason else why, hint) if part)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -17,6 +17,9 @@ from bridge.services.upstream import ServiceError
 
 # Names that are used inside rspamd and mean that there was no action (cfg_utils.cxx).
 NO_ACTIONS = frozenset({"invalid max action", "unknown action", "custom"})
+# Bytes of JSON.  A reply has some thousands; 30 MB of `[],` keep Python busy for 20 s, in which
+# it would answer nobody, and be taken for hung.
+MAX_JSON = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         if not re.fullmatch(r"[0-9]{1,12}", offset) or not 0 < int(offset) <= len(body):
             raise ServiceError("bad-reply", f"Message-Offset {offset[:20]!a} of {len(body)} bytes")
         body, block = body[: int(offset)], body[int(offset) :]
+    if len(body) > MAX_JSON:
+        raise ServiceError("bad-reply", f"{len(body)} bytes of JSON, expected {MAX_JSON} at most")
     data = _json(body)
     if status != 200:
         # rspamd's own errors are about the request: no other server will like it better.
@@ -72,7 +77,10 @@ def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
     if not name or name in NO_ACTIONS:
         hint = "is the path /checkv2?" if "default" in data else "see rspamd's log"
         raise ServiceError("bad-reply", f"action {action!a:.60}{_error(data)}; hint: {hint}")
-    required = _number(data.get("required_score"))
+    # required_score is the highest threshold of all actions, perhaps of one of somebody's own.
+    thresholds = data.get("thresholds")
+    reject = thresholds.get("reject") if isinstance(thresholds, dict) else None
+    required = _number(data.get("required_score") if reject is None else reject)
     return Reply(name, _number(data.get("score")) or 0.0, required, data, block)
 
 

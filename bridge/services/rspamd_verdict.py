@@ -38,7 +38,10 @@ STAND_INS = frozenset({"discard", "quarantine"})
 CHOICES = ACTIONS - {"greylist"}
 WHEN = frozenset({"never", "spam", "always"})
 SPAM = frozenset({"add header", "rewrite subject"})
-REFUSALS = {"reject": ("5.7.1", 554), "soft reject": ("4.7.1", 451)}  # milter.c
+REFUSALS = frozenset({"reject", "soft reject"})
+# The replies of rspamd's own milter (milter.c).
+SPAM_REJECTED = Reject("5.7.1", "Spam message rejected", 554)
+TRY_AGAIN = Reject("4.7.1", "Try again later", 451)
 
 SCORE_HEADER = "X-Spam-Score"
 STATUS_HEADER = "X-Spam-Status"
@@ -64,8 +67,8 @@ class Translation:
     """
 
     spam_header: str = "X-Spam"
-    reject_message: str = "Spam message rejected"  # these three: milter.c
-    soft_reject_message: str = "Try again later"
+    reject_reply: Reject = SPAM_REJECTED
+    soft_reject_reply: Reject = TRY_AGAIN
     discard: str = "reject"
     quarantine: str = "add header"
     actions: Mapping[str, str] = field(default_factory=dict)
@@ -80,8 +83,6 @@ class Translation:
 
     def __post_init__(self) -> None:
         check_name(self.spam_header)
-        Reject("5.7.1", self.reject_message, 554)
-        Reject("4.7.1", self.soft_reject_message, 451)
         for key, value, choices in [
             ("discard", self.discard, CHOICES),
             ("quarantine", self.quarantine, CHOICES),
@@ -102,8 +103,8 @@ def translate(reply: Reply, options: Translation | None = None) -> tuple[Verdict
     options = options or Translation()
     notes = list(reply.notes)
     action, text = _outcome(reply, options, notes)
-    required = "-" if reply.required_score is None else f"{reply.required_score:.2f}"
-    reason = f"rspamd: {reply.action[:60]!a} {reply.score:.2f}/{required}"
+    required = "" if reply.required_score is None else f"/{reply.required_score:.2f}"
+    reason = f"rspamd: {reply.action[:60]} {reply.score:.2f}{required}"
     for key in ("change_from", "add_rcpt", "del_rcpt"):
         if reply.milter.get(key):
             notes.append(f"{key} not followed: OpenSMTPD's envelope can't be changed by now")
@@ -113,9 +114,9 @@ def translate(reply: Reply, options: Translation | None = None) -> tuple[Verdict
     elif action == "add header":
         marks = marks or [(options.spam_header, "Yes")]
     if action in REFUSALS:
-        status, code = REFUSALS[action]
-        own = options.reject_message if action == "reject" else options.soft_reject_message
-        return Verdict(Reject.clean(status, text or own, code, own), (), reason), notes
+        own = options.reject_reply if action == "reject" else options.soft_reject_reply
+        said = Reject.clean(own.status, text or own.text, own.code, own.text)
+        return Verdict(said, (), reason), notes
     edits = [
         *_body(reply, options, notes),
         *_forged(options),
