@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bridge.smtpd.decisions import Decision, Proceed
-from bridge.smtpd.message import Splice
+from bridge.smtpd.message import Splice, break_long
+from bridge.smtpd.wire import LONGEST_LINE
 
 MAX_NAME = 76  # RFC 5322 2.1.1: a line should stay within 78; the colon and a blank follow
 MAX_VALUE = 64 * 1024  # smtpd refuses longer To, Cc and From fields; nobody reads longer ones
@@ -32,10 +33,12 @@ _BLANK_LINE = re.compile(
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte
 # A field and its continuation lines.  Blanks before the colon are obsolete, not illegal
-# (RFC 5322 4.5), and a forger's; a name may start with a dot, which the wire doubles.
+# (RFC 5322 4.5), and a forger's; a name may start with a dot, which the wire doubles, and a
+# client may put one before any line, also one that goes on a field (RFC 5321 4.5.2).
 _FIELD = re.compile(
-    rb"^(?P<name>[!-9;-~]++)[ \t]*+:(?P<value>[^\n]*+(?:\n[ \t][^\n]*+)*+)\n?", re.MULTILINE
+    rb"^(?P<name>[!-9;-~]++)[ \t]*+:(?P<value>[^\n]*+(?:\n\.?+[ \t][^\n]*+)*+)\n?", re.MULTILINE
 )
+_WIRE_FOLD = re.compile(rb"\r?\n\.?(?=[ \t])")
 _LEAD = re.compile(rb"[^ \t:]*:?[ \t]*")
 
 
@@ -69,8 +72,13 @@ def _check_value(name: str, value: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Append a field at the end of the header.  value: str, with surrogateescape for bytes
-    that are no UTF-8; it may hold folds (a line end before a blank or tab)."""
+    r"""Append a field at the end of the header.  value: str, with surrogateescape for bytes
+    that are no UTF-8; it may hold folds (a line end before a blank or tab).
+
+    >>> from bridge import Message
+    >>> Message("1", b"A: 1\n\nhi\n").edited([Add("B", "2")]).content
+    b'A: 1\nB: 2\n\nhi\n'
+    """
 
     name: str
     value: str
@@ -82,8 +90,13 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """Put a field below the first `position` fields: 0 is above everything, beyond the last is
-    the end.  A negative position counts from the end: -1 is above the last field."""
+    r"""Put a field below the first `position` fields: 0 is above everything, beyond the last is
+    the end.  A negative position counts from the end: -1 is above the last field.
+
+    >>> from bridge import Message
+    >>> Message("1", b"A: 1\n\nhi\n").edited([Insert(0, "B", "2")]).content
+    b'B: 2\nA: 1\n\nhi\n'
+    """
 
     position: int
     name: str
@@ -96,9 +109,14 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Remove the nth field of that name (any case) from the top, the -nth from the bottom, all
+    r"""Remove the nth field of that name (any case) from the top, the -nth from the bottom, all
     for 0; several for a tuple, all counted before one goes.  Out of range is nothing.  The
-    first `spare` fields of that name stay: `Remove("Received", spare=1)` keeps smtpd's own."""
+    first `spare` fields of that name stay: `Remove("Received", spare=1)` keeps smtpd's own.
+
+    >>> from bridge import Message
+    >>> Message("1", b"A: 1\n\nhi\n").edited([Remove("a")]).content
+    b'\nhi\n'
+    """
 
     name: str
     nth: int | tuple[int, ...] = 0
@@ -110,8 +128,13 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Give the nth field of that name (from 1) a new value, however many lines it had; append
-    it if there is none (milter's CHGHEADER)."""
+    r"""Give the nth field of that name (from 1) a new value, however many lines it had; append
+    it if there is none (milter's CHGHEADER).
+
+    >>> from bridge import Message
+    >>> Message("1", b"A: 1\n\nhi\n").edited([Replace("A", "3")]).content
+    b'A: 3\n\nhi\n'
+    """
 
     name: str
     value: str
@@ -126,14 +149,24 @@ class Replace:
 
 @dataclass(frozen=True, slots=True)
 class ReplaceBody:
-    """A new body: lines ended by LF or CRLF, not dot-stuffed."""
+    r"""A new body: lines ended by LF or CRLF, not dot-stuffed.
+
+    >>> from bridge import Message
+    >>> Message("1", b"A: 1\n\nhi\n").edited([ReplaceBody(b"bye\r\n")]).content
+    b'A: 1\n\nbye\n'
+    """
 
     body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaceMessage:
-    """A new header and body, as in `ReplaceBody`; later edits are edits of this one."""
+    r"""A new header and body, as in `ReplaceBody`; later edits are edits of this one.
+
+    >>> from bridge import Message
+    >>> Message("1", b"A: 1\n\nhi\n").edited([ReplaceMessage(b"B: 2\n\n.\n")]).content
+    b'B: 2\n\n.\n'
+    """
 
     message: bytes = field(repr=False)
 
@@ -143,7 +176,11 @@ Edit = Add | Insert | Remove | Replace | ReplaceBody | ReplaceMessage
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the services' answers mean together.  reason: for the log line."""
+    """What is to become of a message.  reason: for the log line.
+
+    >>> Verdict(edits=(Add("X-Seen", "yes"),), reason="seen").decision
+    Proceed()
+    """
 
     decision: Decision = field(default_factory=Proceed)
     edits: tuple[Edit, ...] = ()
@@ -165,7 +202,7 @@ def header_fields(message: bytes, start: int = 0) -> list[Field]:
     return [
         Field(
             match["name"].removeprefix(b".").decode("ascii"),
-            re.sub(rb"\r?\n(?=[ \t])", b"", match["value"]).strip(b" \t\r"),
+            _WIRE_FOLD.sub(b"", match["value"]).strip(b" \t\r"),
             *match.span(),
         )
         for match, _ in zip(
@@ -205,18 +242,24 @@ def to_crlf(message: bytes) -> bytes:
 
 
 def apply(
-    message: bytes, edits: Iterable[Edit], *, start: int = 0, max_line: int = MAX_LINE
+    message: bytes,
+    edits: Iterable[Edit],
+    *,
+    start: int = 0,
+    max_line: int = MAX_LINE,
+    longest: int = LONGEST_LINE,
 ) -> list[Splice]:
     """The splices that make `edits` of a message in the wire's form, as few as will do.
 
     start: where the message begins; what is before it (smtpd's own `X-Spam: Yes`) stays and
-    does not count.  max_line: bytes that a line of ours may have, at least 100.
+    does not count.  max_line: bytes that a line of a field of ours may have, at least 100;
+    longest: that any line may have (wire.longest_line): those of a new body are broken there.
     """
     if max_line < 100:
         raise ValueError(f"max_line {max_line}: expected 100 or more")
     draft = _Draft.of(message, start)
     for edit in edits:
-        draft.take(edit, max_line)
+        draft.take(edit, max_line, longest)
     return draft.splices(message, start)
 
 
@@ -251,9 +294,10 @@ class _Draft:
             at = last
         if at < end:
             items.append(_Item("", at, end))
-        return cls(items, end, int(message[start : start + 1] in (b" ", b"\t")))
+        blank = message[start : start + 2].removeprefix(b".").startswith((b" ", b"\t"))
+        return cls(items, end, int(blank))
 
-    def take(self, edit: Edit, max_line: int) -> None:
+    def take(self, edit: Edit, max_line: int, longest: int) -> None:
         """Make one edit."""
         match edit:
             case Add(name, value):
@@ -272,9 +316,9 @@ class _Draft:
                 else:
                     self.items.append(item)
             case ReplaceBody(body):
-                self.body = _wire(body)
+                self.body = _wire(body, longest)
             case ReplaceMessage(new):
-                new = _wire(new)
+                new = _wire(new, longest)
                 draft = _Draft.of(new, 0)
                 self.items = [_Item(x.name, -1, -1, new[x.start : x.end]) for x in draft.items]
                 self.pinned, self.body = draft.pinned, new[draft.end + 1 :]
@@ -293,13 +337,15 @@ class _Draft:
 
     def splices(self, message: bytes, start: int) -> list[Splice]:
         """What is different from the message."""
-        found, new, at = [], b"", start
+        found: list[Splice] = []
+        new: list[bytes] = []
+        at = start
         for item in [*self.items, _Item("", self.end, self.end)]:
             if item.start < 0:
-                new += item.new
+                new.append(item.new)
                 continue
-            found.append(Splice(at, item.start, new))
-            new, at = b"", item.end
+            found.append(Splice(at, item.start, b"".join(new)))
+            new, at = [], item.end
         if self.body is not None and self.end < len(message):
             found.append(Splice(self.end + 1, len(message), self.body))
         elif self.body is not None:
@@ -325,10 +371,12 @@ def _pick(found: list[int], nth: int | tuple[int, ...]) -> set[int]:
     return gone
 
 
-def _wire(message: bytes) -> bytes:
-    """Foreign lines as the wire wants them."""
-    message = message.replace(b"\0", b"").replace(b"\r\n", b"\n")
-    return stuff(message if message.endswith(b"\n") or not message else message + b"\n")
+def _wire(message: bytes, longest: int) -> bytes:
+    """Foreign lines as the wire wants them: no NUL, no CR, none too long."""
+    message = message.replace(b"\0", b"").replace(b"\r", b"")
+    if message and not message.endswith(b"\n"):
+        message += b"\n"
+    return break_long(stuff(message), longest)[0]
 
 
 def _field(name: str, value: str, max_line: int) -> _Item:

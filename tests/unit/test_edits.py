@@ -93,9 +93,9 @@ SPLICES: list[tuple[str, list[Edit], list[tuple[int, int, bytes]]]] = [
         [(23, 64, b"A: 1\n")],
     ),
     (
-        "a body is stuffed, ended and has no CRLF or NUL",
+        "a body is stuffed, ended and has no CR or NUL",
         [ReplaceBody(b"new\r\n.dot\r\ba\0re\r")],
-        [(END + 1, len(MAIL), b"new\n..dot\r\bare\r\n")],
+        [(END + 1, len(MAIL), b"new\n..dot\bare\n")],
     ),
     ("the same body is no splice", [ReplaceBody(b"body\r\n.dot\r\n")], []),
     ("a body can go", [ReplaceBody(b"")], [(END + 1, len(MAIL), b"")]),

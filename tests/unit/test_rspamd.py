@@ -23,7 +23,7 @@ from bridge.services.rspamd import (
 )
 from bridge.services.rspamd_verdict import encode_words
 from bridge.services.upstream import ServiceError
-from bridge.smtpd.decisions import Proceed, Refusal
+from bridge.smtpd.decisions import Proceed, Refusal, Reject
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 REPLIES = FIXTURES / "rspamd-replies"
@@ -283,7 +283,7 @@ def test_spam_is_marked_below_extended_headers_with_its_score() -> None:
         "X-Spam-Level: ******",
         "X-Spam-Status: Yes, score=6.70",
         "X-Spam: Yes",
-        "X-Spam-Score: 6.70 / 50.00",
+        "X-Spam-Score: 6.70 / 90.00",
     ]
 
 
@@ -408,8 +408,13 @@ EMPTY, TEXT = ({"messages": {"smtp_message": text}} for text in ("\r\n", "Text")
 MINE = {"mine": "reject"}
 JUNK: list[Edit] = [Remove("X-Junk"), Add("X-Junk", "Yes")]
 OPTIONS: list[tuple[str, Reply, dict[str, Any], str | list[Edit]]] = [
-    ("reject_message", Reply("reject"), {"reject_message": "No"}, "554 5.7.1 No"),
-    ("soft_reject_message", Reply("soft reject"), {"soft_reject_message": "No"}, "451 4.7.1 No"),
+    ("reject_reply", Reply("reject"), {"reject_reply": Reject("5.7.0", "No")}, "550 5.7.0 No"),
+    (
+        "soft_reject_reply",
+        Reply("soft reject"),
+        {"soft_reject_reply": Reject("4.2.1", "No", 450)},
+        "450 4.2.1 No",
+    ),
     ("a text of nothing printable", Reply("reject", data=EMPTY), {}, SPAM),
     ("discard as soft reject", Reply("discard"), {"discard": "soft reject"}, DEFERRED),
     ("discard as accept", Reply("discard"), {"discard": NO}, []),
@@ -440,8 +445,6 @@ def test_option(what: str, reply: Reply, options: dict[str, Any], want: str | li
 
 BAD_OPTIONS: list[dict[str, Any]] = [
     {"spam_header": "X Spam"},
-    {"reject_message": "a\nb"},
-    {"soft_reject_message": ""},
     {"discard": "discard"},
     {"quarantine": "hold"},
     {"score_header": "maybe"},
@@ -491,6 +494,20 @@ def test_no_shape_of_a_reply_raises(action: str, data: dict[str, Any], milter: A
 def test_no_bytes_of_a_reply_raise_but_a_service_error(body: bytes, status: int, at: str) -> None:
     with pytest.raises(ServiceError):
         parse_reply(status, {"Message-Offset": at} if at else {}, body)
+
+
+NUMBERS = [("NaN", 0.0), ("1e999", 0.0), ("null", 0.0), ("true", 1.0), ('"7.5"', 7.5), ("-2", -2.0)]
+
+
+@pytest.mark.parametrize(("score", "want"), NUMBERS)
+def test_a_score_is_a_finite_number(score: str, want: float) -> None:
+    reply = parse_reply(200, {}, b'{"action":"no action","score":%s}' % score.encode())
+    assert reply.score == want
+
+
+def test_index_is_another_word_for_order() -> None:
+    data = {"milter": {"add_headers": {"A": {"value": "1", "index": 2}}}}  # milter.c
+    assert translate(Reply("no action", data=data), NO_SCORE)[0].edits == (Insert(2, "A", "1"),)
 
 
 def test_deep_json_is_a_bad_reply() -> None:
