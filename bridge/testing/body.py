@@ -36,6 +36,13 @@ class Peer:
         return "local" if self.local else self.src.rpartition(":")[0]
 
     @property
+    def completed(self) -> bool:
+        """Whether smtpd adds Date and Message-ID to its mail: listeners on loopback and the
+        local socket, and port 587."""
+        host, _, port = self.dest.rpartition(":")
+        return self.local or port == "587" or host == "[::1]" or host.startswith("127.")
+
+    @property
     def bracketed(self) -> str:
         return self.addr if self.addr.startswith("[") else f"[{self.addr}]"
 
@@ -55,6 +62,7 @@ class Transaction:
     lines: list[bytes] = field(default_factory=list)  # what came back, without stuffing
     in_header: bool = True
     hops: int = 0
+    names: set[bytes] = field(default_factory=set)  # of header fields, lower case
     size: int = 0  # as tx-commit has it: our own header is counted on both sides of the filter
 
     def take(self, line: bytes) -> None:
@@ -77,9 +85,23 @@ class Transaction:
         name, colon, _ = line.partition(b":")
         if not colon or len(name) > HEADER_NAME_MAX:
             return grammar.NOT_COMPLIANT
-        if name.strip().lower() == b"received":
-            self.hops += 1
+        self.names.add(name.strip().lower())
+        self.hops += name.strip().lower() == b"received"
         return grammar.LOOP if self.hops >= MAX_HOPS else ""
+
+
+def late_fields(tx: Transaction, hostname: str, now: float) -> list[str]:
+    """What smtpd adds to mail of its own users after the filters, if it is missing."""
+    fields = []
+    if b"date" not in tx.names:
+        fields.append(f"Date: {time_to_text(now)}")
+    if b"message-id" not in tx.names:
+        fields.append(f"Message-ID: <{int(now):016x}@{hostname}>")
+    return fields
+
+
+def time_to_text(now: float) -> str:
+    return formatdate(now).removesuffix(" -0000") + " +0000 (UTC)"
 
 
 def received(
@@ -95,5 +117,5 @@ def received(
     if len(tx.recipients) == 1:
         lines.append(f"\tfor <{tx.recipients[0]}>")
     lines[-1] += ";"
-    lines.append(f"\t{formatdate(now).removesuffix(' -0000')} +0000 (UTC)")
+    lines.append(f"\t{time_to_text(now)}")
     return [octets(line) for line in lines]

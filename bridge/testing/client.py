@@ -141,7 +141,9 @@ class Script:
             return session.reading or session.state == "tls"
         head = self._steps[0] if self._steps else None
         if self._current:
-            return self._waits_for_tls(session) or bool(head and head.action == "abort")
+            silent = head is not None and head.action == "timeout" and session.reading
+            leaves = head is not None and head.action == "abort"
+            return self._waits_for_tls(session) or silent or leaves
         if head is None:
             return False
         if head.action == "abort" or self._skipped(head):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bridge.testing import grammar
-from bridge.testing.body import Transaction
+from bridge.testing.body import Transaction, late_fields
 from bridge.testing.dialect import ordered
 from bridge.testing.grammar import Address, octets, text
 from bridge.testing.outcomes import Delivery
@@ -237,6 +237,9 @@ def proceed_commit(s: Session, argument: str) -> None:
         s.state = "helo"
         return
     s.smtpd.data_end(s)
+    if s.peer.completed:
+        fields = late_fields(tx, s.server.hostname, s.smtpd.clock())
+        tx.size += sum(len(field) + 1 for field in fields)
     accepted = grammar.ACCEPTED.format(tx.msgid)
     if not s.dialect.tx_before_reply:
         s.reply(accepted)

@@ -4,6 +4,7 @@ starts it.  Every wait has a deadline; what smtpd would never answer raises `Ses
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shlex
@@ -16,7 +17,15 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from bridge.testing.client import Client
-from bridge.testing.outcomes import NO_REPLY, Delivery, Fault, Outcome, Reply, SessionHung
+from bridge.testing.outcomes import (
+    NO_REPLY,
+    Delivery,
+    Fault,
+    Outcome,
+    Reply,
+    SessionHung,
+    SmtpdError,
+)
 from bridge.testing.smtpd import Smtpd
 
 CHUNK = 65536
@@ -159,7 +168,10 @@ class FilterProcess(Driver):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        known = self.smtpd.failed
         self.close()
+        if error is None and self.smtpd.failed is not known and self.smtpd.failed:
+            raise self.smtpd.failed  # found in the last words of stderr
 
     def start(self) -> None:
         """Start the program."""
@@ -186,18 +198,16 @@ class FilterProcess(Driver):
         process = self._process
         if process is None or self.status is not None:
             return
-        self._read_stderr()
-        for sock in self._sockets[:1]:
-            sock.close()
+        self._sockets[0].close()
         deadline = time.monotonic() + GRACE
         while process.poll() is None and time.monotonic() < deadline:
-            self._read_stderr()  # or a full buffer would keep it from leaving
+            self._last_words()  # or a full buffer would keep it from leaving
             time.sleep(0.01)
         if process.poll() is None:
             self.smtpd.fault(f"the filter did not leave within {GRACE} s of end-of-file")
             os.killpg(process.pid, signal.SIGKILL)  # its own session: only what we started
         self.status = process.wait()
-        self._read_stderr()
+        self._last_words()
         for sock in self._sockets[1:]:
             sock.close()
 
@@ -253,6 +263,10 @@ class FilterProcess(Driver):
                 self.smtpd.receive_stderr(data)
         except BlockingIOError:
             return
+
+    def _last_words(self) -> None:
+        with contextlib.suppress(SmtpdError):  # kept in smtpd.failed
+            self._read_stderr()
 
     def _gone(self) -> None:
         """The socket is shut although their end is still open here: by shutdown(2)."""

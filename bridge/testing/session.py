@@ -6,6 +6,8 @@ and in lines of the body, and to the client (client.py) in replies; it never see
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bridge.testing import grammar
@@ -60,11 +62,11 @@ class Session:
     def handshake(self) -> None:
         """The client and smtpd have negotiated TLS."""
         self.report("link-tls", TLS)
-        self.secure, self.helo = True, ""
+        self.secure, self.helo, self.state = True, "", "helo"
         if self.peer.smtps:
             self.banner()
         else:
-            self.state, self.reading = "helo", True
+            self.reading = True
 
     def disconnect(self) -> None:
         self._free()
@@ -302,3 +304,18 @@ class Session:
         self.smtpd.session_end(self)
         self.state = "closed"
         self.client.on_close()
+
+
+@dataclass(slots=True)
+class Chain:
+    """What the lookup process knows of a session (struct filter_session in lka_filter.c)."""
+
+    session: Session
+    phase: str = "connect"
+    parameter: str = ""
+    data_open: bool = False  # the channel for the body exists
+    to_filter: deque[bytes] = field(default_factory=deque)  # body lines of the client
+    from_filter: deque[bytes] = field(default_factory=deque)  # body lines that came back
+    lines_written: bool = False  # a body line of this message is on its way to the filter
+    lines_taken: bool = False  # ... and the filter could have read it
+    dotted: bool = False  # the dot came back
