@@ -68,8 +68,8 @@ class Client:
     """One connection to an SMTP server.
 
     `source` is the address to come from, any of 127.0.0.0/8 or ::1. With `greet=False` the
-    banner is left unread (it is what the server may keep back for long). A `path` instead of
-    an address is not offered: smtpd's own socket speaks imsg, see `OpenSMTPD.sendmail`.
+    banner is left unread: a server may keep it back for long. For mail through smtpd's own
+    socket see `OpenSMTPD.sendmail`.
     """
 
     def __init__(

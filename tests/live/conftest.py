@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from tests.live import places, world
+from tests.live import kept, places
 
 HERE = Path(__file__).parent
 # What a failure report shows of each server's log, from its end.
@@ -38,14 +37,20 @@ def version(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _journal() -> None:
     """Forget the servers that ended before this test."""
-    world.journal[:] = [mta for mta in world.journal if mta.alive]
+    kept.journal[:] = [server for server in kept.journal if server.alive]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skip is a failure here, and a failure shows the servers' logs."""
     report = yield
-    if report.failed and item.path.is_relative_to(HERE):  # type: ignore[attr-defined]
-        for mta in world.journal:
-            title = f"smtpd {mta.version} at {mta.address}, pid of the test {os.getpid()}"
-            report.sections.append((title, mta.log()[-LOG_SHOWN:]))  # type: ignore[attr-defined]
+    if not item.path.is_relative_to(HERE):
+        return report
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"a live test was skipped: {report.longrepr}"
+    if report.failed:
+        for server in kept.journal:
+            report.sections.append((server.name, server.log()[-LOG_SHOWN:]))
     return report

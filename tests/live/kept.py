@@ -28,6 +28,9 @@ START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 LEAVE_SECONDS = 3.0
 
+# What is running or has run in the current test, for its failure report; see conftest.py.
+journal: list[Kept] = []
+
 
 class Kept:
     """A command and everything it starts. `directory` gets its log and the keeper's notes."""
@@ -37,10 +40,12 @@ class Kept:
         directory: Path,
         argv: Sequence[str],
         *,
+        name: str,  # for the report of a failure
         mounts: Sequence[Step] = (),
         env: Mapping[str, str] | None = None,
         hostname: str = "localhost",
     ) -> None:
+        self.name = name
         self.directory = directory
         self.env = {"PATH": PATH, "LANG": "C.UTF-8", **(env or {})}
         self.leftovers: list[str] = []  # commands that had to be killed
@@ -58,6 +63,8 @@ class Kept:
 
     def start(self) -> None:
         """Start it; returns when the process is there."""
+        if self not in journal:
+            journal.append(self)
         for note in ("exit", "leftovers"):
             (self.directory / note).unlink(missing_ok=True)
         self.exit_code = None
@@ -130,8 +137,9 @@ class Kept:
         """Another command inside the namespace, as root; at most 60 s."""
         assert self._keeper is not None
         return subprocess.run(
-            ["nsenter", "--uts", "--mount", "--target", str(self._keeper.pid), "--", *command],
-            input=stdin, capture_output=True, timeout=60, env=self.env,
+            ["nsenter", "--uts", "--mount", "--root", "--target", str(self._keeper.pid), "--",
+             *command],
+            cwd="/", input=stdin, capture_output=True, timeout=60, env=self.env,
         )  # fmt: skip
 
     def log(self) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,11 @@ from tests.live.trixie import COMMAND, PROJECT, trixie
 ROOT = Path(__file__).parents[2]
 PARTS = ("bridge", "contrib", "tests")  # what of the project a filter may want
 VERSIONS = ("6.8", "7.6")
+
+TOOLS = (
+    "smtpd", "rspamd", "opendkim-testmsg", "unshare", "nsenter", "setpriv", "mmdebstrap",
+    "openssl", "apt-get",
+)  # fmt: skip
 
 Step = list[str]  # see keeper.mount
 
@@ -51,20 +58,23 @@ def place(version: str) -> Place:
     raise ValueError(f"version {version!r}: expected one of {', '.join(VERSIONS)}")
 
 
-def missing() -> str:
-    """Why live servers can't run here, as one line; empty if they can."""
+def missing(versions: Collection[str] = VERSIONS) -> str:
+    """Why live servers of these versions can't run here, as one line; empty if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
-        return "live tests need Linux and root (private mount namespaces, port 25)"
-    tools = ("smtpd", "rspamd", "unshare", "mmdebstrap", "openssl", "apt-get")
-    absent = [
-        tool for tool in tools if not shutil.which(tool, path=os.defpath + ":/usr/sbin:/sbin")
-    ]
-    return f"live tests need {', '.join(absent)}; hint: contrib/test" if absent else ""
+        return "live tests need Linux and root (mount namespaces, ports 25 and 53)"
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    absent = [tool for tool in TOOLS if not shutil.which(tool, path=path)]
+    if absent:
+        return f"live tests need {', '.join(absent)}; hint: contrib/test installs them"
+    about = subprocess.run(["/usr/sbin/smtpd", "-h"], capture_output=True, text=True, timeout=10)
+    if "6.8" in versions and "OpenSMTPD 6.8" not in about.stderr:
+        return "live tests need OpenSMTPD 6.8 here, which is Debian 12's"
+    return ""
 
 
 def plan(at: Place, directory: Path) -> list[Step]:
     """The mounts of a server whose own files are in `directory`."""
-    steps = _trixie(at.chroot) if at.chroot else _readable(directory)
+    steps = _trixie(at.chroot) if at.chroot else readable(directory)
     steps += [
         ["bind", str(directory / "spool"), str(at.under("/var/spool"))],
         *_file(at, directory, "/etc/hosts"),
@@ -95,7 +105,7 @@ def _trixie(root: Path) -> list[Step]:
     ]
 
 
-def _readable(directory: Path) -> list[Step]:
+def readable(directory: Path) -> list[Step]:
     """Let the filter's user reach this project and its Python where only root may now.
 
     A directory on the way that is closed to others is covered by an empty one, in which just

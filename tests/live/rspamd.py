@@ -5,7 +5,8 @@
         rspamd.seen()[-1]["request"]["Queue-Id"]
 
 It has an address and a directory of its own, no module and no network: its one rule says what
-`verdict` or `always` told it. GTUBE is rspamd's own and works without either.
+`verdict` or `always` told it. With `signing`, the text of local.d/dkim_signing.conf
+({dir} is its directory), it signs too. GTUBE is rspamd's own and works without either.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ worker "rspamd_proxy" {
 }
 lua = "%(dir)s/rule.lua";
 """
+# As Debian's rspamd.conf loads it.
+SIGNING = """
+modules { path = "/usr/share/rspamd/plugins/dkim_signing.lua"; }
+.include "/etc/rspamd/modules.d/dkim_signing.conf"
+"""
 
 
 def verdict(**wanted: Any) -> bytes:
@@ -87,7 +93,7 @@ def verdict(**wanted: Any) -> bytes:
 class Rspamd:
     """One rspamd; it starts with `with` or `start()` and may be stopped and started again."""
 
-    def __init__(self, *, zone: str = "", task_timeout: float = 2.0) -> None:
+    def __init__(self, *, zone: str = "", task_timeout: float = 2.0, signing: str = "") -> None:
         self._closing = contextlib.ExitStack()
         self.dns = addresses.nameserver(zone)
         self._closing.callback(self.dns.stop)
@@ -96,16 +102,18 @@ class Rspamd:
         self._closing.callback(shutil.rmtree, self.dir, ignore_errors=True)
         self.dir.chmod(0o755)
         self.socket = self.dir / "rspamd.sock"
-        self._prepare(task_timeout)
+        self._prepare(task_timeout, signing)
         self._kept = Kept(
             self.dir,
             ["rspamd", "-f", "-u", USER, "-g", USER, "-c", str(self.dir / "rspamd.conf"),
-             f"--var=DBDIR={self.dir}/var", f"--var=RUNDIR={self.dir}/var"],
+             f"--var=DBDIR={self.dir}/var", f"--var=RUNDIR={self.dir}/var",
+             f"--var=LOCAL_CONFDIR={self.dir}/etc"],
+            name=f"rspamd at {self.address}",
             # Some caches go to the compiled-in place whatever is configured.
             mounts=[["bind", str(self.dir / "var"), "/var/lib/rspamd"]],
         )  # fmt: skip
 
-    def _prepare(self, task_timeout: float) -> None:
+    def _prepare(self, task_timeout: float, signing: str) -> None:
         for name in ("var", "notes"):
             (self.dir / name).mkdir()
             shutil.chown(self.dir / name, USER, USER)
@@ -114,7 +122,10 @@ class Rspamd:
             "dir": self.dir, "address": self.address, "port": PORT, "milter_port": MILTER_PORT,
             "dns": f"{self.address}:53", "task_timeout": task_timeout, "user": USER,
         }  # fmt: skip
-        (self.dir / "rspamd.conf").write_text(CONFIGURATION % values)
+        (self.dir / "rspamd.conf").write_text(CONFIGURATION % values + (SIGNING if signing else ""))
+        local = self.dir / "etc/local.d"
+        local.mkdir(parents=True)
+        (local / "dkim_signing.conf").write_text(signing.replace("{dir}", str(self.dir)))
         # The whole public suffix list takes seconds to compile.
         (self.dir / "tld").write_text("com\nexample\nnet\norg\n")
         names = f'local SEEN, VERDICT = "{self.dir}/notes/seen", "{self.dir}/notes/verdict"\n'

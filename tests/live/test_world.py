@@ -127,7 +127,9 @@ def test_several_recipients_and_messages_in_one_session(version: str) -> None:
 
 def test_a_message_over_the_limit_is_refused_and_the_session_goes_on(version: str) -> None:
     with OpenSMTPD(version, max_message_size="10K") as mta, mta.client() as client:
-        reply = client.deliver("a@client.example", ["b@example.org"], MESSAGE + b"0123456789\r\n" * 5000)
+        reply = client.deliver(
+            "a@client.example", ["b@example.org"], MESSAGE + b"0123456789\r\n" * 5000
+        )
         assert reply.code == 554
         assert client.deliver("a@client.example", ["b@example.org"], MESSAGE).ok
         assert len(mta.wait_delivered(1)) == 1

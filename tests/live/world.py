@@ -12,6 +12,10 @@ its own (spool, /run, resolv.conf, hosts), a DNS stand-in (`mta.dns`, NXDOMAIN f
 not know) and a directory (`mta.dir`, readable by the filter's user, the same path inside).
 Everything it started is gone after the `with` block; what had to be killed is in `leftovers`.
 
+`listeners=[Listener(), Listener.submission()], users={"alice": "secret"}` adds STARTTLS and
+AUTH on 587 (7.6 only), `mta.sendmail` goes through the local socket, `mta.pids()` is for tests
+that kill, `stored(message)` is what arrives of a message, and rspamd.py has a real rspamd.
+
 In a filter's command, in `files` and in `conf` these words are replaced: {dir}, {address},
 {dns} (address:53), {bridge} (our command), {python} (a Python that can import `bridge`),
 {project} (this tree). Filters run as smtpd's user, so they cannot read a tmp_path of pytest.
@@ -47,9 +51,6 @@ __all__ = [
 
 NOBODY = 65534
 
-# What is running or has run in the current test, for its failure report; see conftest.py.
-journal: list[OpenSMTPD] = []
-
 
 @dataclass(frozen=True, slots=True)
 class Pids:
@@ -75,7 +76,7 @@ class OpenSMTPD:
         files: Mapping[str, str | bytes] | None = None,  # written into `dir`
         zone: str = "",  # see bridge/testing/dns.py
         dns: DnsServer | None = None,  # on port 53; instead of one of its own
-        hosts: str = "",  # more lines of /etc/hosts, which smtpd asks before the DNS
+        hosts: str = "",  # more lines of /etc/hosts, which smtpd asks after the DNS
         max_message_size: str = "",
         limits: Sequence[str] = (),  # more `smtp ...` lines
         conf: str = "",
@@ -111,6 +112,7 @@ class OpenSMTPD:
         self._kept = Kept(
             self.dir,
             self.place.enter(self._argv),
+            name=f"smtpd {version} at {self.address}",
             mounts=places.plan(self.place, self.dir),
             env=env,
             hostname=HOSTNAME,
@@ -134,7 +136,6 @@ class OpenSMTPD:
 
         RuntimeError, with the log, when it ends instead: smtpd's way to refuse a filter.
         """
-        journal.append(self)
         try:
             self._kept.start()
             # Only the listening sockets are looked for, so no session is made for this.
@@ -277,10 +278,14 @@ class OpenSMTPD:
         server = self._kept.server
         assert server is not None
         found = self.processes()
-        # A wrapper is a fork of smtpd, its arguments unchanged, in a session of its own.
-        wrappers = {p.pid for p in found
-                    if p.session == p.pid and p.argv == tuple(self._argv)
-                    and p.pid != server.pid}  # fmt: skip
+        # A wrapper is a fork of smtpd, its arguments unchanged, in a session of its own, which
+        # waits for its child; a delivery agent looks so too for a moment, but has no child.
+        parents = {p.parent for p in found}
+        wrappers = {
+            p.pid
+            for p in found
+            if p.session == p.pid in parents and p.argv == tuple(self._argv) and p.pid != server.pid
+        }
         filters = {p.pid for p in found if p.parent in wrappers}
         below: set[int] = set()
         while more := {p.pid for p in found if p.parent in filters | below} - below:
