@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
 
-from bridge.edits import MAX_FIELDS, Add, Edit, Remove, Replace, header_fields
+from bridge.edits import MAX_FIELDS, Add, Edit, Remove, Replace, header_fields, unstuff
 from bridge.smtpd.session import Session
 
 Version = tuple[int, int]
@@ -38,6 +38,11 @@ _SPACE = b" \t\n\v\f\r"  # isspace(3) in the C locale
 _SPLIT = re.compile(rb'[()"\\,]')
 _SPECIAL = re.compile(rb'[()"\\<>@:]')
 _BLANK_LINE = re.compile(rb"\r?\n[ \t\r]+(?=\n|\Z)")
+# A phrase and an address in brackets, or an address, perhaps with a comment behind it.
+_ONE_ADDRESS = re.compile(
+    rb'(?:"[^"\\]*"|[^<>@:;,"()\\])*<(?P<inside>[^<>,"()\\]*)>\s*'
+    rb'|\s*(?P<bare>[^\s<>:;,"()\\]+)\s*(?:\([^()"\\]*\)\s*)?'
+)
 _LONE_CR = re.compile(rb"\r(?!\n)")
 
 
@@ -59,6 +64,13 @@ def adds_dates(session: Session) -> bool:
     return session.local or loopback or port in (SUBMISSION, SUBMISSION_SWAPPED)
 
 
+def smtpd_version(session: Session) -> Version:
+    """smtpd's version, from its handshake or else from its protocol: 0.6 ended with 7.3."""
+    if match := re.match(r"(\d{1,4})\.(\d{1,4})", session.smtpd, re.ASCII):
+        return int(match[1]), int(match[2])
+    return NEWEST if session.version >= (0, 7) else (6, 8)
+
+
 def complete(
     message: bytes,
     hostname: str,
@@ -67,13 +79,14 @@ def complete(
     now: float,
     unique: str,
     smtpd: Version = NEWEST,
+    sender: str = "",
     start: int = 0,
 ) -> Completion:
     """What smtpd would do to a message in the wire's form.
 
     hostname: what smtpd adds to addresses; dates: see `adds_dates`; now: seconds since the
-    epoch, for Date; unique: the left part of a Message-ID; smtpd: its version, as its
-    handshake tells (config|smtpd-version); start: where the message begins.
+    epoch, for Date; unique: the left part of a Message-ID; smtpd: see `smtpd_version`; sender:
+    the address that `senders ... masquerade` puts into From; start: where the message begins.
     """
     edits: list[Edit] = []
     unstable: list[str] = []
@@ -83,14 +96,19 @@ def complete(
     for field in (fields := header_fields(message, start)):
         name = field.name.lower()
         counts[name] += 1
-        written, _, raw = message[field.start : field.end].removesuffix(b"\n").partition(b":")
+        lines = unstuff(message[field.start : field.end]).removesuffix(b"\n")
+        written, _, raw = lines.partition(b":")
         if written.endswith((b" ", b"\t")):
             continue  # the blank is part of the name for smtpd
         present.add(name)
         if name == "bcc":
             bcc.append(counts[name])
         elif name in COMPLETED:
-            value = complete_value(raw, hostname.encode("ascii"), smtpd)
+            value: bytes | None = raw
+            if sender and name == "from":
+                value = masqueraded(raw, sender.encode("utf-8", "surrogateescape"))
+            if value is not None:
+                value = complete_value(value, hostname.encode("ascii"), smtpd)
             if value is None:
                 unstable.append(field.name)
             elif value != raw:
@@ -120,6 +138,16 @@ def complete_value(raw: bytes, hostname: bytes, smtpd: Version = NEWEST) -> byte
         if value == before:
             return value if len(value) <= MAX_VALUE else None
     return None
+
+
+def masqueraded(raw: bytes, sender: bytes) -> bytes | None:
+    """What is after the colon of a From field, with the address that smtpd puts into it; None
+    unless it is one address, plain to read."""
+    match = _ONE_ADDRESS.fullmatch(raw)
+    if match is None:
+        return None
+    start, end = match.span("bare" if match["inside"] is None else "inside")
+    return raw[:start] + sender + raw[end:]
 
 
 def _once(value: bytes, hostname: bytes, smtpd: Version) -> bytes:

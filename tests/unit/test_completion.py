@@ -12,11 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge import edits
-from bridge.completion import BUFFER, MAX_VALUE, Completion, adds_dates, complete, complete_value
+from bridge.completion import (
+    BUFFER,
+    MAX_VALUE,
+    Completion,
+    adds_dates,
+    complete,
+    complete_value,
+    smtpd_version,
+)
+from bridge.smtpd.message import join
 from bridge.smtpd.session import Session
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "completion"
 HEADERS: list[dict[str, str]] = json.loads((FIXTURES / "headers.json").read_text())
+MASQUERADE: list[dict[str, Any]] = json.loads((FIXTURES / "masquerade.json").read_text())
 LISTENERS: list[dict[str, Any]] = json.loads((FIXTURES / "listeners.json").read_text())
 VERSIONS = {"6.8": (6, 8), "7.6": (7, 6)}
 HOST = "mx.example.org"
@@ -171,6 +181,21 @@ def test_adds_dates_to_what_comes_over_the_socket() -> None:
     assert adds_dates(Session("1", src="unix:/var/run/smtpd.sock", dest="unix:/var/run/smtpd.sock"))
 
 
+@pytest.mark.parametrize(
+    ("said", "protocol", "expected"),
+    [
+        ("7.6.0-portable", (0, 7), (7, 6)),
+        ("6.8.0", (0, 6), (6, 8)),
+        ("7.10", (0, 8), (7, 10)),
+        ("", (0, 6), (6, 8)),
+        ("", (0, 7), (7, 6)),
+        ("current", (0, 7), (7, 6)),
+    ],
+)
+def test_smtpds_version(said: str, protocol: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert smtpd_version(Session("1", version=protocol, smtpd=said)) == expected
+
+
 # Two addresses, the second one of that many bytes; seen on 6.8 and 7.6 alike.
 @pytest.mark.parametrize(
     ("length", "gets_a_domain"),
@@ -196,6 +221,17 @@ def test_smtpds_buffer(monkeypatch: pytest.MonkeyPatch, length: int, gets_a_doma
 def test_says_which_field_smtpd_would_refuse(value: bytes) -> None:
     found = complete(b"To:" + value + b"\n" + REST, HOST, dates=True, now=NOW, unique="x")
     assert found == Completion((), ("To",))
+
+
+@pytest.mark.parametrize("case", MASQUERADE, ids=lambda case: case["name"])
+def test_puts_the_sender_into_from_as_smtpd_would(case: dict[str, Any]) -> None:
+    message = b"From:" + case["sent"].encode() + b"\n" + REST
+    found = complete(message, HOST, dates=True, now=NOW, unique="x", sender="al@example.org")
+    if case.get("left to smtpd"):
+        assert found == Completion((), ("From",))
+        return
+    done = join(message, edits.apply(message, found.edits))
+    assert flat(done.decode()) == flat(f"From:{case['stored']}\n" + REST.decode())
 
 
 def test_says_when_there_are_more_fields_than_can_be_named() -> None:

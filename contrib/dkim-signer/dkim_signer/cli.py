@@ -33,7 +33,7 @@ class Refusal(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 after an orderly end or a good --check, 2 when the start is refused."""
+    """0 after a good --check, 2 when the start is refused; a signal ends it in order."""
     args = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     try:

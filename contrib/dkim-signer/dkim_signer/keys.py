@@ -87,13 +87,14 @@ def load(directory: Path) -> KeySet:
 
 def fingerprint(directory: Path) -> _Seen:
     """Something that changes when a key does."""
-    seen: list[tuple[object, ...]] = []
+    paths = [directory]
     for top in _entries(directory):
-        paths = [top, *_entries(top)] if top.is_dir() else [top]
-        for path in paths:
-            info = path.stat()
-            mark = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
-            seen.append((str(path), *mark))
+        paths += [top, *(_entries(top) if top.is_dir() else [])]
+    seen = []
+    for path in paths:
+        info = path.stat()
+        mark = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode)
+        seen.append((str(path), *mark))
     return tuple(seen)
 
 
