@@ -7,13 +7,13 @@ answer means, and what stands for one that does not come, is shim.py's.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from bridge import link, log
 from bridge.child import Backoff, Child
 from bridge.config import Endpoint
+from bridge.dial import Dialer
 from bridge.dispatch import Dispatcher, Pending
 from bridge.linkend import LinkEnd
 from bridge.smtpd.message import Message
@@ -21,6 +21,9 @@ from bridge.smtpd.message import Message
 HELLO_WAIT = 30.0  # how long a bridge may take to come up
 RECONNECT = 1.0  # between tries at a sidecar that is not there
 CONNECT_WAIT = 3.0
+# asyncio, at the other end, closes without the alert that would say why.
+NO_CERTIFICATE = "it ended in place of a hello; hint: does it take our certificate?"
+COMPLAIN_AGAIN = 60.0  # of the same sidecar, for the same reason
 
 
 class Owner(Protocol):
@@ -52,6 +55,7 @@ class Bridges:
         *,
         arguments: Sequence[str],
         connect: Sequence[Endpoint],
+        dial: Dialer,
         ping_timeout: float,
         patience: float,
         clock: Callable[[], float],
@@ -62,6 +66,7 @@ class Bridges:
         self._dispatcher = dispatcher
         self._arguments = arguments  # of the bridge, as a child
         self._connect = connect  # sidecars; none: a child
+        self._dial = dial
         self._ping_timeout = ping_timeout
         self._patience = patience  # how long a request waits while no bridge is up
         self._clock = clock
@@ -69,6 +74,7 @@ class Bridges:
         self._backoff = Backoff()
         self._start_at = 0.0  # when a child may be started
         self._retry_at: dict[Endpoint, float] = {}  # the same for each sidecar
+        self._complaints: dict[str, tuple[str, float]] = {}  # by sidecar: the last, and when
         self._down_since: float | None = clock()  # when the last bridge went
         self._turn = 0  # who is offered requests first
 
@@ -90,29 +96,34 @@ class Bridges:
             elif end.pinged is not None and now - end.pinged > self._ping_timeout < silent:
                 self._lose(end, "no sign of life")
             elif silent > self._ping_timeout / 4 and end.pinged is None:
-                end.pinged = now
-                end.say("ping")
+                end.ping(now)
         if self._connect:
             for endpoint in self._connect:
                 self._reach(endpoint, now)
         elif now >= self._start_at and all(end.lane.draining for end in self.ends):
             self._start(now)
-        if any(end.up for end in self.ends):
+        if any(end.up and not end.lane.draining for end in self.ends):
             self._down_since = None
             return
         if self._down_since is None:
             self._down_since = now
         for item in list(self._dispatcher.pending.values()):
-            since = max(self._down_since, item.since)
+            # A message waits for itself, for its sender would have to send it again; commands
+            # only together, or fifty recipients would take fifty times as long.
+            since = self._down_since
+            if item.slot.message is not None:
+                since = max(since, item.since)
             if item.lane is None and now - since >= self._patience:
                 self._owner.on_given_up(item, "unreachable")
 
     def pump(self, now: float) -> None:
         """Hand out what the bridges can take, write what they take."""
         self._turn += 1
-        for number in range(len(self.ends)):
-            end = self.ends[(self._turn + number) % len(self.ends)]
-            while end.up and (item := self._dispatcher.next_for(end.lane, now)) is not None:
+        up = [end for end in self.ends if end.up]
+        good = [end for end in up if not end.doubtful(now)] or up
+        first = self._turn % max(1, len(good))
+        for end in good[first:] + good[:first]:
+            while (item := self._dispatcher.next_for(end.lane, now)) is not None:
                 self._send(end, item, now)
         for end in list(self.ends):
             if end.wants_write:
@@ -167,7 +178,14 @@ class Bridges:
             for header, body in end.read(self._clock()):
                 self._on_frame(end, header, body)
         except EOFError:
-            self._lose(end, "it left" if end.lane.draining else "it ended")
+            self._lose(
+                end,
+                "it left"
+                if end.lane.draining
+                else NO_CERTIFICATE
+                if end.secured and not end.up
+                else "it ended",
+            )
         except OSError as error:
             self._lose(end, error.strerror or "read failed")
         except link.LinkError as error:
@@ -187,10 +205,13 @@ class Bridges:
                     self._owner.on_answer(item, header, body)
             case "hello":
                 end.lane.slots = _grant(header, "slots")
+                end.lane.commands = _grant(header, "commands")
                 end.lane.bytes = _grant(header, "bytes")
-                end.up = True
-                self._owner.log("bridge-up", bridge=end.name, release=header.get("release"))
-                self._owner.on_hello(header)
+                if not end.up:
+                    end.up = True
+                    self._complaints.pop(end.name, None)
+                    self._owner.log("bridge-up", bridge=end.name, release=header.get("release"))
+                    self._owner.on_hello(header)
             case "ping":
                 end.say("pong")
             case "bye":
@@ -213,7 +234,10 @@ class Bridges:
                 self.read_stderr(end.child)
             end.child.close_stderr()
             self._start_at = now + self._backoff.next(was_healthy=end.up)
-        self._owner.log("bridge-lost", bridge=end.name, why=why, status=status)
+        if end.up or end.child is not None:
+            self._owner.log("bridge-lost", bridge=end.name, why=why, status=status)
+        else:
+            self._complain(end.name, why, now)
         for item in given_up:
             self._owner.on_given_up(item, "internal")
 
@@ -226,7 +250,7 @@ class Bridges:
             self._start_at = now + self._backoff.next(was_healthy=False)
             self._owner.log("bridge-start-failed", error=error.strerror)
             return
-        self.ends.append(LinkEnd(child.socket, f"pid {child.pid}", now, child))
+        self.ends.append(LinkEnd(child.socket, f"pid {child.pid}", now, child=child))
         self._owner.log("bridge-started", pid=child.pid)
 
     def _reach(self, endpoint: Endpoint, now: float) -> None:
@@ -238,11 +262,21 @@ class Bridges:
             return
         self._retry_at[endpoint] = now + RECONNECT
         try:
-            sock = connect(endpoint)
-        except OSError as error:
-            self._owner.log("bridge-unreachable", bridge=name, error=error.strerror)
+            secure = self._dial.secure(endpoint)
+            sock = self._dial(endpoint)
+        except BlockingIOError:  # its name is being looked up
             return
-        self.ends.append(LinkEnd(sock, name, now))
+        except OSError as error:
+            self._complain(name, error.strerror or str(error), now)
+            return
+        self.ends.append(LinkEnd(sock, name, now, secure=secure))
+
+    def _complain(self, name: str, why: str, now: float) -> None:
+        """Log that a sidecar can't be reached, but not with each try."""
+        told, when = self._complaints.get(name, ("", 0.0))
+        if why != told or now - when >= COMPLAIN_AGAIN:
+            self._complaints[name] = why, now
+            self._owner.log("bridge-unreachable", bridge=name, why=why)
 
     def read_stderr(self, child: Child) -> None:
         """Pass on what a child wrote to its stderr, a line at a time."""
@@ -256,7 +290,7 @@ class Bridges:
             data = b""
         if not data:
             child.close_stderr()
-        for line in log.cut_lines(child.stderr_rest, data):
+        for line in log.cut_lines(child.stderr_rest, data or b"\n"):  # last words have no LF
             self._stderr.write(line, self._clock())
 
     def leave(self) -> None:
@@ -266,27 +300,6 @@ class Bridges:
         for end in self.ends:
             if end.child is not None:
                 end.child.leave()
-
-
-def connect(endpoint: Endpoint) -> socket.socket:
-    """A stream to a sidecar that is connected or on its way; OSError if it can't be had."""
-    if endpoint.path:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        address: Any = endpoint.path
-    else:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            endpoint.host, endpoint.port, type=socket.SOCK_STREAM
-        )[0]
-        sock = socket.socket(family, kind, proto)
-    sock.setblocking(False)
-    try:
-        sock.connect(address)
-    except BlockingIOError:
-        pass  # it will be writable, or fail
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _grant(header: link.Header, key: str) -> int:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 # A child that dies before its hello is started again after 0.1 s, then twice that, ...
 BACKOFF_FIRST, BACKOFF_LAST = 0.1, 5.0
@@ -46,7 +45,7 @@ class Child:
             ours.close()
             theirs.close()
             raise
-        root = str(Path(__file__).resolve().parent.parent)
+        root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         fd = theirs.fileno()
         try:

@@ -39,11 +39,23 @@ class Pending:
 class Lane:
     """One bridge, as far as the choice is concerned."""
 
-    slots: int = 0  # how many requests it wants at once, 0 until its hello
+    slots: int = 0  # how many messages it wants at once, 0 until its hello
+    commands: int = 0  # how many commands, beside them
     bytes: int = 0  # how many bytes of messages it wants at once
     draining: bool = False  # it takes no new requests
-    open: int = 0
+    open: int = 0  # how many requests it has
+    open_messages: int = 0  # how many of them are messages
     open_bytes: int = 0
+
+    def has_room(self, item: Pending) -> bool:
+        """Would it take this request now?  Commands have room of their own: they wait for the
+        DNS, which any stranger can make slow for his addresses, and messages don't."""
+        if item.slot.phase != MESSAGE:
+            return self.open - self.open_messages < self.commands
+        if self.open_messages >= self.slots:
+            return False
+        # A message larger than the grant goes when there is no other.
+        return not self.open_bytes or self.open_bytes + item.size <= self.bytes
 
 
 class Dispatcher:
@@ -66,7 +78,7 @@ class Dispatcher:
 
     def get(self, id: object) -> Pending | None:
         """The request of an id, None if it is not open."""
-        return self.pending.get(id) if isinstance(id, int) else None
+        return self.pending.get(id) if type(id) is int else None  # true is none
 
     def of_session(self, session: str) -> Pending | None:
         """The open request of a session."""
@@ -91,6 +103,7 @@ class Dispatcher:
     def _leave(self, item: Pending) -> None:
         if item.lane is not None:
             item.lane.open -= 1
+            item.lane.open_messages -= item.slot.phase == MESSAGE
             item.lane.open_bytes -= item.size
             item.lane = None
             self._sent -= 1
@@ -99,11 +112,11 @@ class Dispatcher:
 
     def lost(self, lane: Lane, now: float) -> list[Pending]:
         """A bridge is gone: its requests are to be sent again, but for those returned, which
-        have seen too many die."""
+        have seen too many die.  One that was draining did not die of anything."""
         given_up = []
         for item in [item for item in self.pending.values() if item.lane is lane]:
             self._leave(item)
-            item.attempt += 1
+            item.attempt += not lane.draining
             if item.attempt == SUSPECT:
                 item.suspect_since = now
             if item.attempt >= MAX_ATTEMPTS:
@@ -114,28 +127,27 @@ class Dispatcher:
         """It was handed to a bridge."""
         item.lane, item.sent_at = lane, now
         lane.open += 1
+        lane.open_messages += item.slot.phase == MESSAGE
         lane.open_bytes += item.size
         self._sent += 1
 
     def next_for(self, lane: Lane, now: float) -> Pending | None:
         """The request to send to this bridge next: suspects alone, then commands before
         messages, each in the order of arrival, within what the bridge has granted."""
-        if lane.draining or lane.open >= lane.slots or len(self.pending) == self._sent:
+        if lane.draining or len(self.pending) == self._sent:
             return None
         waiting = [item for item in self.pending.values() if item.lane is None]
         suspect = next((item for item in waiting if item.attempt >= SUSPECT), None)
         if lane.open and self._alone(lane, suspect, now):
             return None
-        if suspect is not None:
+        if suspect is not None and lane.has_room(suspect):
             return suspect
-        command = next((item for item in waiting if item.slot.phase != MESSAGE), None)
-        if command is not None:
+        commands = (item for item in waiting if item.slot.phase != MESSAGE)
+        messages = (item for item in waiting if item.slot.phase == MESSAGE)
+        command = next(commands, None)
+        if command is not None and lane.has_room(command):
             return command
-        for item in waiting:
-            # A message larger than the grant goes when there is no other.
-            if not lane.open_bytes or lane.open_bytes + item.size <= lane.bytes:
-                return item
-        return None
+        return next((item for item in messages if lane.has_room(item)), None)
 
     def _alone(self, lane: Lane, suspect: Pending | None, now: float) -> bool:
         """Must nothing be added to what the bridge has: a suspect waits for it to be empty,

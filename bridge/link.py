@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from bridge.smtpd import events
@@ -22,6 +22,8 @@ VERSION = 1  # of the link; announced in hello
 PREFIX = struct.Struct(">II")
 MAX_HEADER = 8 << 20  # 20,000 recipients of 256 bytes, and room
 MAX_BODY = 1 << 30
+MAX_SPLICES = 10_000  # each is looked up in the message by the shim, which must not be held up
+LEAST_BODY = 256 << 20  # what a bridge takes of a shim that is set up for longer messages
 
 Header = dict[str, Any]
 Frame = tuple[Header, bytes]
@@ -46,6 +48,10 @@ class FrameReader:
         self._size = 0  # of the chunks
         self._need = PREFIX.size  # bytes until there is something to do
         self._lengths: tuple[int, int] | None = None  # of the frame that is coming in
+
+    def widen(self, max_header: int, max_body: int) -> None:
+        """Take longer frames from now on."""
+        self._max = max_header, max_body
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that are complete with these bytes.  LinkError for what is none."""
@@ -88,7 +94,8 @@ def session_to_json(session: Session) -> Header:
         if field.name not in ("transaction", "deadline") and (value := getattr(session, field.name))
     }
     if session.transaction is not None:
-        known["transaction"] = asdict(session.transaction)
+        of = session.transaction  # asdict would copy each recipient, with each RCPT TO
+        known["transaction"] = {name: getattr(of, name) for name in Transaction.__slots__}
     return known
 
 
@@ -113,10 +120,10 @@ def event_to_json(event: events.Event) -> Header:
 
 def event_from_json(header: Header, session: Session) -> events.Event:
     """The event of a request or report frame.  LinkError for one that is not known."""
-    name = header.get("event", "")
+    name = str(header.get("event", ""))
     event = events.PHASES.get(name) if header["kind"] == "request" else events.REPORTS.get(name)
     if event is None:
-        raise LinkError(f"an unknown event {str(name)[:40]!r}")
+        raise LinkError(f"an unknown event {name[:40]!r}")
     given = header.get("fields", {})
     names = [name for name in event.__annotations__ if name != "keyword"]
     try:
@@ -128,7 +135,7 @@ def event_from_json(header: Header, session: Session) -> events.Event:
             version=session.version,
             **own,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LinkError(f"an event {name} that is none") from error
 
 
@@ -154,14 +161,21 @@ def decision_from_json(header: Header) -> Decision:
             case "junk":
                 return Junk()
             case "reject":
-                return Reject(header["status"], header["text"], header["code"])
+                return Reject(*_reply(header))
             case "disconnect":
-                return Disconnect(header["status"], header["text"], header["code"])
+                return Disconnect(*_reply(header))
             case "rewrite":
                 return Rewrite(header["value"])
     except (KeyError, TypeError, ValueError) as error:
         raise LinkError(f"a decision that is none: {error}") from error
     raise LinkError("an answer without a decision")
+
+
+def _reply(header: Header) -> tuple[str, str, int]:
+    status, text, code = header["status"], header["text"], header["code"]
+    if not (type(status) is type(text) is str and type(code) is int):
+        raise LinkError("a reply that is none")
+    return status, text, code
 
 
 def splices_to_json(splices: Sequence[Splice]) -> tuple[list[list[int]], bytes]:
@@ -176,6 +190,8 @@ def splices_from_json(rows: Any, body: bytes) -> list[Splice]:
     splices: list[Splice] = []
     at = 0
     try:
+        if len(rows) > MAX_SPLICES:
+            raise LinkError("too many splices")
         for start, end, length in rows:
             if not (type(start) is type(end) is type(length) is int and length >= 0):
                 raise LinkError("a splice that is none")

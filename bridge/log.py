@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import stat
-import traceback
 from collections import deque
 from collections.abc import Iterable
 
@@ -43,11 +42,22 @@ def quote(value: str) -> str:
     return '"' + re.sub(r"[^\x20-\x7e]", lambda m: f"\\x{ord(m[0]):02x}", escaped) + '"'
 
 
+class Told(Exception):
+    """An error whose text holds nothing that a client or a service wrote."""
+
+
 def folded(error: BaseException) -> str:
-    """Where an exception came from and what it was, in one line; without its text if that
+    """Where an exception came from and what it was, in one line; without its text, which
     may hold what a client or a service wrote."""
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(frames))
+    if isinstance(error, Told):
+        return str(error)
+    places: list[str] = []
+    trace = error.__traceback__
+    while trace is not None:
+        file = os.path.basename(trace.tb_frame.f_code.co_filename)
+        places.append(f"{file}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    where = " < ".join(reversed(places[-3:]))
     return f"{type(error).__name__} at {where}"
 
 

@@ -8,16 +8,29 @@ had.  How a service is asked and what its reply means is in services/.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Iterator, Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from bridge.completion import adds_dates, complete, smtpd_version
 from bridge.config import Config, Profile
-from bridge.edits import Add, Edit, Insert, Remove, Verdict, apply, header_fields
+from bridge.config.values import Network
+from bridge.edits import (
+    MAX_FIELDS,
+    Add,
+    Edit,
+    Insert,
+    Verdict,
+    apply,
+    header_fields,
+)
 from bridge.failure import UNSCANNED, consequence
 from bridge.filter import Filter, Message
+from bridge.forged import AUTHENTICATION_RESULTS, forged
 from bridge.registration import shipped
 from bridge.services.build import Services
+from bridge.services.dkim import Signer, Signing, on_top, signing_domain
 from bridge.services.fcrdns import FcRdns, Result, from_smtpd, iprev_field
 from bridge.services.rspamd import Request, Rspamd
 from bridge.services.rspamd_verdict import Translation, translate
@@ -28,8 +41,9 @@ from bridge.smtpd.message import join
 from bridge.smtpd.protocol import Registration
 from bridge.smtpd.session import Session
 
-AUTHENTICATION_RESULTS = "Authentication-Results"
+SIGNATURE = "DKIM-Signature"
 FCRDNS = "fcrdns"  # its result in a session's keep
+TOO_MANY_FIELDS = Reject("5.6.0", "The message has too many header fields", 554)
 # What stands for what OpenSMTPD can't do, as rspamd's actions.
 INSTEAD = {
     "accept": "no action",
@@ -37,9 +51,6 @@ INSTEAD = {
     "reject": "reject",
     "tempfail": "soft reject",
 }
-# The authserv-id at the beginning of an Authentication-Results field, after any comments
-# (RFC 8601, 2.2).
-_AUTHSERV_ID = re.compile(rb'\s*(?:\([^()]*\)\s*)*"?([^\s;"()]+)')
 
 Log = Callable[..., None]
 
@@ -62,6 +73,14 @@ class Policy(Filter):
             for profile in (config.main, *config.profiles)
             if services.rspamd is not None
         }
+        self._signer = {
+            profile.name: Signer(services.dkim, max_size=profile.dkim.max_size)
+            for profile in (config.main, *config.profiles)
+            if services.dkim is not None
+        }
+        self._signing = {
+            profile.name: _signing(profile) for profile in (config.main, *config.profiles)
+        }
         self._translations = {
             profile.name: _translation(profile) for profile in (config.main, *config.profiles)
         }
@@ -71,7 +90,7 @@ class Policy(Filter):
         self.on(Message)(self._message)
 
     @property
-    def registration(self) -> Registration:
+    def own_registration(self) -> Registration:
         """Only what this configuration has a use for."""
         return shipped(self._config)
 
@@ -100,17 +119,20 @@ class Policy(Filter):
             return Verdict()
         return _enforced(self._refusal(found, profile, Reject), profile)
 
-    async def _reverse(self, session: Session, profile: Profile) -> FcRdns | None:
-        """The result of the check, None for a client that is not checked."""
+    async def _reverse(
+        self, session: Session, profile: Profile, *, again: bool = True
+    ) -> FcRdns | None:
+        """The result of the check, None for a client that is not checked.  again: ask once more
+        after a temperror; a message does not, or a stranger's DNS would hold its slot."""
         address, policy = session.address, profile.fcrdns
         if address is None or not policy.enabled:
             return None
-        if any(address in network for network in policy.exempt_networks):
+        if _within(session, policy.exempt_networks):
             return None
         if policy.source == "smtpd" or self._services.fcrdns is None:
             return from_smtpd(session.fcrdns, session.rdns)
         found = FcRdns.from_json(session.keep.get(FCRDNS))
-        if found is None or found.result is Result.TEMPERROR:  # perhaps it is over
+        if found is None or (again and found.result is Result.TEMPERROR):  # perhaps it is over
             found = await self._services.fcrdns.check(address)
             session.keep[FCRDNS] = found.to_json()
         return found
@@ -145,7 +167,7 @@ class Policy(Filter):
 
     async def _message(self, message: Message, session: Session) -> Verdict:
         profile = self._profile(session)
-        found = await self._reverse(session, profile)
+        found = await self._reverse(session, profile, again=False)
         recipients = session.transaction.recipients if session.transaction else []
         if (
             # Only of those whom the bridge could not be asked about earlier is any left here.
@@ -154,10 +176,15 @@ class Policy(Filter):
             and not self._is_exempt(recipients, session, profile)
         ):
             return _enforced(self._refusal(found, profile, Reject), profile)
+        fields = header_fields(message.wire, message.start)
+        if len(fields) == MAX_FIELDS:  # below them a forged field could hide
+            return _enforced(Verdict(TOO_MANY_FIELDS, reason="bridge: header too long"), profile)
         authserv_id = profile.authserv_id or session.admd or session.hostname or "localhost"
         draft = _Draft(message)
-        draft.add(*_forged(message, authserv_id))
-        verdict = await self._scan(draft, session, profile, authserv_id, found)
+        draft.add(*forged(fields, authserv_id))
+        ours = session.authenticated or _within(session, profile.dkim.sign_networks)
+        unstable = self._complete(draft, session, profile) if ours else ()
+        verdict = await self._scan(draft, session, profile, found)
         if isinstance(verdict.decision, Refusal):
             return _enforced(verdict, profile)
         draft.add(*verdict.edits)
@@ -167,6 +194,13 @@ class Policy(Filter):
             if action != "ignore":
                 value = iprev_field(found, address, authserv_id)
                 draft.add(Insert(1, AUTHENTICATION_RESULTS, value))
+        signed = any(isinstance(e, Insert) and e.name == SIGNATURE for e in verdict.edits)
+        if profile.dkim.enabled and not signed:  # rspamd can sign as well
+            signature = await self._sign(draft, session, profile, unstable)
+            if isinstance(signature.decision, Refusal):
+                return _enforced(signature, profile)
+            draft.add(*signature.edits)
+            verdict = replace(verdict, reason=_both(verdict.reason, signature.reason))
         return _enforced(Verdict(Proceed(), tuple(draft.edits), verdict.reason), profile)
 
     async def _scan(
@@ -174,7 +208,6 @@ class Policy(Filter):
         draft: _Draft,
         session: Session,
         profile: Profile,
-        authserv_id: str,
         found: FcRdns | None,
     ) -> Verdict:
         """rspamd's verdict; its reason is empty where there is nothing to tell."""
@@ -200,47 +233,89 @@ class Policy(Filter):
             return verdict
         return replace(verdict, reason="")
 
+    # Outgoing mail ------------------------------------------------------------------------
+
+    def _complete(self, draft: _Draft, session: Session, profile: Profile) -> tuple[str, ...]:
+        """Do what smtpd would do to outgoing mail after us, so that a signature, ours or
+        rspamd's, still holds then; the fields that it will change all the same."""
+        sender = (session.transaction.sender if session.transaction else "") or ""
+        completion = complete(
+            draft.wire,
+            profile.dkim.hostname or session.hostname or "localhost",
+            dates=adds_dates(session),
+            now=time.time(),
+            unique=os.urandom(8).hex(),
+            smtpd=smtpd_version(session),
+            sender=sender if profile.dkim.masquerade and not session.local else "",
+            start=draft.start,
+        )
+        draft.add(*completion.edits)
+        return completion.unstable
+
+    async def _sign(
+        self, draft: _Draft, session: Session, profile: Profile, unstable: Sequence[str]
+    ) -> Verdict:
+        """The signatures of the message as it will leave; its reason is empty where there is
+        nothing to tell."""
+        policy = profile.dkim
+        choice = signing_domain(draft.wire, session, self._signing[profile.name], draft.start)
+        if not choice.domain:
+            if choice.reason:
+                self._log("not-signed", session=session.id, why=choice.reason)
+            return Verdict()
+        if unstable:
+            why = f"smtpd will change {', '.join(unstable)}"
+            return Verdict(reason=f"dkim: not signed: {why}")
+        now = asyncio.get_running_loop().time()
+        try:
+            fields = await self._signer[profile.name].sign(
+                draft.wire[draft.start :],
+                session,
+                choice.domain,
+                deadline=min(now + policy.deadline, session.deadline),
+            )
+        except ServiceError as error:
+            return _failed(profile, session, "dkim", error)
+        if not fields:
+            why = f"no key for {choice.domain}"
+            if policy.domains:  # they have to be signed
+                return _failed(profile, session, "dkim", ServiceError("bad-reply", why))
+            self._log("not-signed", session=session.id, why=why)
+        return Verdict(edits=on_top(fields))
+
 
 class _Draft:
     """A message while it is judged: the edits so far, and what they make of it."""
 
     def __init__(self, message: Message) -> None:
         self.start = message.start
-        self.wire = message.wire
         self.edits: list[Edit] = []
+        self._wire = message.wire
+        self._done = 0  # how many of the edits are in it
 
     def add(self, *edits: Edit) -> None:
         """More edits, counted in the message as those before them left it."""
-        if edits:
-            self.edits += edits
-            self.wire = join(self.wire, apply(self.wire, edits, start=self.start))
+        self.edits += edits
+
+    @property
+    def wire(self) -> bytes:
+        """The message as it is now; made when somebody wants it, since it may be long."""
+        if self._done < len(self.edits):
+            splices = apply(self._wire, self.edits[self._done :], start=self.start)
+            self._wire, self._done = join(self._wire, splices), len(self.edits)
+        return self._wire
 
 
-def _forged(message: Message, authserv_id: str) -> Iterator[Edit]:
-    """Take off what only we may say (RFC 8601, section 5): nobody else is this authserv-id,
-    or knows what was not scanned here."""
-    names = [AUTHENTICATION_RESULTS.lower(), UNSCANNED.lower()]
-    found: dict[str, list[bytes]] = {name: [] for name in names}
-    for field in header_fields(message.wire, message.start):
-        if field.name.lower() in found:
-            found[field.name.lower()].append(field.value)
-    ours = tuple(
-        number
-        for number, value in enumerate(found[names[0]], 1)
-        if (match := _AUTHSERV_ID.match(value))
-        and match[1].decode("ascii", "replace").lower() == authserv_id.lower()
-    )
-    if ours:
-        yield Remove(AUTHENTICATION_RESULTS, ours)
-    if found[names[1]]:
-        yield Remove(UNSCANNED)
+def _both(first: str, second: str) -> str:
+    return "; ".join(filter(None, (first, second)))
 
 
 def _failed(profile: Profile, session: Session, service: str, error: ServiceError) -> Verdict:
     """The failure policy's verdict."""
+    told = str(error).removeprefix(f"{service}: ")
     what = consequence(profile, session, service, error.kind)
     edits = (Add(UNSCANNED, f"{service}: {error.kind}"),) if what.marked else ()
-    return Verdict(what.decision, edits, f"{service}: {error.kind}: {error}")
+    return Verdict(what.decision, edits, f"{service}: {error.kind}: {told}")
 
 
 def _enforced(verdict: Verdict, profile: Profile) -> Verdict:
@@ -252,6 +327,12 @@ def _enforced(verdict: Verdict, profile: Profile) -> Verdict:
     if verdict.edits:
         would += f", {len(verdict.edits)} edits"
     return Verdict(reason=f"not enforced, would {would}; {verdict.reason}".rstrip("; "))
+
+
+def _within(session: Session, networks: Sequence[Network]) -> bool:
+    """Is the peer in one of the networks?"""
+    address = session.address
+    return address is not None and any(address in network for network in networks)
 
 
 def _matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -279,11 +360,23 @@ def _translation(profile: Profile) -> Translation:
     table = profile.rspamd
     return Translation(
         spam_header=table.spam_header,
-        reject_message=table.reject_reply.text,
-        soft_reject_message=table.soft_reject_reply.text,
+        reject_reply=table.reject_reply,
+        soft_reject_reply=table.soft_reject_reply,
         discard=INSTEAD[table.discard],
         quarantine=INSTEAD[table.quarantine],
         actions=table.actions,
         score_header=table.score_header,
         status_header=table.score_header,
+    )
+
+
+def _signing(profile: Profile) -> Signing:
+    table = profile.dkim
+    return Signing(
+        authenticated=table.sign_authenticated,
+        local=table.sign_local,
+        networks=table.sign_networks,
+        domains=table.domains,
+        alignment=table.alignment,
+        sign_as=table.sign_as,
     )

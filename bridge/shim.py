@@ -9,6 +9,7 @@ go is bridges.py's; nothing is decided here but what stands for a missing answer
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import selectors
@@ -22,6 +23,7 @@ from bridge import link, log
 from bridge.bridges import Bridges
 from bridge.child import Child
 from bridge.config import Config
+from bridge.dial import Dialer
 from bridge.dispatch import Dispatcher, Pending
 from bridge.failure import UNSCANNED, consequence
 from bridge.linkend import LinkEnd
@@ -96,6 +98,7 @@ class Shim:
         self._watched: dict[int, tuple[int, object]] = {}  # mask and owner of each fd
         self._output = memoryview(b"")  # what is being written to smtpd
         self._leaving = False
+        self._short_of_memory = False
         self._dispatcher = Dispatcher()
         self._spool = Spool(config.shim.max_memory, config.shim.max_spill, config.shim.spill_dir)
         self._bridges = Bridges(
@@ -103,6 +106,7 @@ class Shim:
             self._dispatcher,
             arguments=options.arguments,
             connect=config.shim.connect,
+            dial=Dialer(config.shim),
             ping_timeout=config.bridge.ping_timeout,
             patience=config.shim.patience,
             clock=clock,
@@ -127,7 +131,8 @@ class Shim:
             return 1
         self.protocol.start(self._wanted)
         while not self._leaving:
-            self._guarded(self._turn)
+            if not self._guarded(self._turn):
+                time.sleep(0.05)  # or what fails at once, each time, would take a whole core
         self._bridges.leave()
         self._stderr.flush()
         return 0
@@ -139,19 +144,40 @@ class Shim:
             self._guarded(key.data, mask)
         now = self._clock()
         for item in self._dispatcher.expired(now):
-            self._guarded(self.on_given_up, item, "timeout" if item.lane else "unreachable")
+            kind = "timeout" if item.lane else "unreachable"
+            if not self._guarded(self.on_given_up, item, kind):
+                self._guarded(self._last_resort, item)
         self._guarded(self._bridges.keep, now)
         self._guarded(self._bridges.pump, now)
         self._guarded(self._write_smtpd)
+        if self._short_of_memory:
+            self._guarded(self._make_room)
         self._stderr.flush()
 
-    def _guarded(self, call: Callable[..., object], *arguments: object) -> None:
-        """Whatever goes wrong in one step must not end the process: smtpd would end too."""
+    def _guarded(self, call: Callable[..., object], *arguments: object) -> bool:
+        """Whatever goes wrong in one step must not end the process: smtpd would end too.  Did
+        it go well?"""
         try:
             call(*arguments)
         except Exception as error:  # noqa: BLE001
-            self.protocol.counts["internal-error"] += 1
-            self.log("internal-error", error=log.folded(error))
+            with contextlib.suppress(Exception):  # there may be no memory to say so
+                self._failed(error)
+            return False
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        self.protocol.counts["internal-error"] += 1
+        if isinstance(error, MemoryError):
+            self._short_of_memory = True
+        self.log("internal-error", error=log.folded(error))
+
+    def _make_room(self) -> None:
+        """Memory came to its end before shim.max_memory: less of it has to do."""
+        self._short_of_memory = False
+        time.sleep(0.05)  # or what fails at once, each time, would take a whole core
+        for session, error in self._spool.shrink(self.protocol.messages()):
+            self._no_space(session, error)
+        self.log("short-of-memory", max_memory=self._spool.max_memory)
 
     def _sleep(self) -> float:
         now = self._clock()
@@ -204,7 +230,7 @@ class Shim:
         if not data:
             self._leaving = True
             return
-        for item in self.protocol.receive(data):
+        for item in self.protocol.items(data):
             self._guarded(self._on_item, item)
         if self._spool.grew(len(data)):
             for session, error in self._spool.balance(self.protocol.messages()):
@@ -298,6 +324,11 @@ class Shim:
             # judges the message.  An application may have no handler for that.
             self._answer(item, Proceed(), (), reason)
 
+    def _last_resort(self, item: Pending) -> None:
+        """The failure policy itself has failed: an answer there must be."""
+        self._dispatcher.done(item)
+        self.protocol.answer(item.slot, tempfail(item.slot.phase))
+
     def _on_oversize(self, session: Session) -> None:
         """A message that can't be held: it passes line by line, or is refused."""
         profile = self.config.profile_for(session, self.options.profile)
@@ -388,7 +419,8 @@ def _registration(wanted: object) -> Registration | None:
     if not isinstance(wanted, dict):
         return None
     phases, reports, out = (
-        frozenset(map(str, wanted.get(key, ()))) for key in ("phases", "reports", "reports_out")
+        frozenset(map(str, names if isinstance(names := wanted.get(key), list) else ()))
+        for key in ("phases", "reports", "reports_out")
     )
     if not (phases <= events.PHASES.keys() and reports | out <= events.REPORTS.keys()):
         return None

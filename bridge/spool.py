@@ -7,13 +7,13 @@ be spilled is named, so that its transaction can be refused.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bridge.smtpd.message import Message
 from bridge.smtpd.session import Session
 
 WRITE = 256 * 1024
+LEAST = 1 << 20  # bytes of messages that memory must do for
 
 
 class SpillFile:
@@ -22,7 +22,9 @@ class SpillFile:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._size = 0
-        fd, path = tempfile.mkstemp(prefix="filter-bridge-", dir=spool.directory)
+        self._fd = -1
+        path = os.path.join(spool.directory, f"filter-bridge-{os.getpid()}-{os.urandom(8).hex()}")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             os.unlink(path)
         except OSError:
@@ -30,16 +32,17 @@ class SpillFile:
             raise
         self._fd = fd
 
-    def append(self, runs: Iterable[bytes]) -> None:
+    def append(self, runs: Sequence[bytes]) -> None:
         """Write runs to the end; OSError if they don't all fit."""
-        data = memoryview(b"".join(runs))
-        if self._spool.spilled + len(data) > self._spool.max_spill:
+        if self._spool.spilled + sum(map(len, runs)) > self._spool.max_spill:
             raise OSError("max_spill is reached")
-        while data:
-            written = os.pwrite(self._fd, data[:WRITE], self._size)
-            self._size += written
-            self._spool.spilled += written
-            data = data[written:]
+        for run in runs:  # one by one: there is no memory to join them
+            data = memoryview(run)
+            while data:
+                written = os.pwrite(self._fd, data[:WRITE], self._size)
+                self._size += written
+                self._spool.spilled += written
+                data = data[written:]
 
     def read(self, offset: int, length: int) -> bytes:
         """length bytes from offset."""
@@ -75,6 +78,11 @@ class Spool:
         """Count bytes that have come in; True when it is time to `balance`."""
         self._estimate += size
         return self._estimate > self.max_memory
+
+    def shrink(self, messages: Iterable[tuple[Session, Message]]) -> list[tuple[Session, OSError]]:
+        """Memory has come to its end: hold half of what there is from now on; see `balance`."""
+        self.max_memory = max(min(self._estimate, self.max_memory) // 2, LEAST)
+        return self.balance(messages)
 
     def balance(self, messages: Iterable[tuple[Session, Message]]) -> list[tuple[Session, OSError]]:
         """Spill the largest messages until the rest fits with an eighth to spare; the sessions
