@@ -1,0 +1,69 @@
+"""The examples in contrib/smtpd are good, as far as `smtpd -n` can tell, and so is what they say
+that bridge.toml should have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge import config
+from tests.live import places
+from tests.live.world import Listener, OpenSMTPD
+
+EXAMPLES = {
+    path.name: path.read_text()
+    for path in sorted((Path(__file__).parents[2] / "contrib/smtpd").glob("*.conf"))
+}
+# What stands in for the reader's own files.
+FILES = {
+    "/etc/ssl/mx.example.org.crt": "{dir}/cert.pem",
+    "/etc/ssl/private/mx.example.org.key": "{dir}/key.pem",
+    "/etc/mail/virtual": "{dir}/virtual",
+    "/etc/mail/credentials": "{dir}/credentials",
+}
+TABLES = {"virtual": "info@example.org: vmail\n", "credentials": "alice@example.org $6$salt$hash\n"}
+
+
+@pytest.fixture(scope="module", params=places.VERSIONS)
+def mta(request: pytest.FixtureRequest) -> Iterator[OpenSMTPD]:
+    """A server in whose world smtpd can be run; its TLS listener makes a certificate."""
+    with OpenSMTPD(request.param, listeners=[Listener(tls="tls")], files=TABLES) as server:
+        yield server
+
+
+def verdict_on(mta: OpenSMTPD, text: str) -> str:
+    """What `smtpd -n` says of a configuration."""
+    for theirs, ours in FILES.items():
+        text = text.replace(theirs, ours)
+    path = mta.write("example.conf", text)
+    done = mta.run(["/usr/sbin/smtpd", "-n", "-f", str(path)])
+    return f"{done.returncode} {(done.stdout + done.stderr).decode().strip()}"
+
+
+def test_there_are_examples() -> None:
+    assert [*EXAMPLES] == ["behind-filter.conf", "mx-submission.conf", "relay.conf", "small.conf"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_smtpd_takes_it(mta: OpenSMTPD, name: str) -> None:
+    assert verdict_on(mta, EXAMPLES[name]) == "0 configuration OK"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_smtpd_would_notice_a_missing_filter(mta: OpenSMTPD, name: str) -> None:
+    text = EXAMPLES[name].replace('filter "bridge" proc-exec', 'filter "other" proc-exec', 1)
+    assert verdict_on(mta, text).startswith("1 ")
+
+
+@pytest.mark.parametrize("name", ["mx-submission.conf", "relay.conf"])
+def test_what_it_says_of_bridge_toml_is_good(name: str) -> None:
+    lines = re.findall(r"^#     (.*)$", EXAMPLES[name], re.MULTILINE)
+    text = "\n".join(lines)
+    if "dkim.enabled" in text:
+        text = '[dkim]\nservers = ["unix:/run/dkim-signer/sock"]\n' + text
+    parsed = config.parse(text, strict=True)
+    assert parsed.warnings == ()
+    assert len(parsed.profiles) == 1
