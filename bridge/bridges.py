@@ -149,9 +149,10 @@ class Bridges:
     def _body(self, item: Pending, message: Message) -> Iterator[bytes | memoryview]:
         try:
             yield from message.pieces()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if item.slot.open:
-                self._owner.on_unreadable(item, error)
+                why = error if isinstance(error, OSError) else OSError("no memory to read it")
+                self._owner.on_unreadable(item, why)
             raise
 
     def cancel(self, item: Pending) -> None:
@@ -213,7 +214,8 @@ class Bridges:
                     self._owner.log("bridge-up", bridge=end.name, release=header.get("release"))
                     self._owner.on_hello(header)
             case "ping":
-                end.say("pong")
+                if not end.crowded:  # by one who asks and never reads
+                    end.say("pong")
             case "bye":
                 end.lane.draining = True
                 self._owner.log("bridge-drains", bridge=end.name)

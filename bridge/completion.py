@@ -31,6 +31,9 @@ SUBMISSION_SWAPPED = 19202
 BUFFER = 65_535
 # smtpd refuses a message with a From, To or Cc over 65,535 bytes; this leaves room for folds.
 MAX_VALUE = 64_000
+# RFC 5322, 3.6 allows one field of each; what goes beyond these is left to smtpd, since to
+# complete megabytes, or thousands of fields, would take whole seconds.
+MAX_COMPLETED, MAX_BYTES = 30, 3 * MAX_VALUE
 # One pass changes, the next finds nothing to change; what would not come to rest is `unstable`.
 MAX_ROUNDS = 3
 
@@ -93,6 +96,7 @@ def complete(
     counts: Counter[str] = Counter()  # as edits count
     present: set[str] = set()  # as smtpd sees it
     bcc: list[int] = []
+    count = size = 0  # of what is completed
     for field in (fields := header_fields(message, start)):
         name = field.name.lower()
         counts[name] += 1
@@ -104,8 +108,9 @@ def complete(
         if name == "bcc":
             bcc.append(counts[name])
         elif name in COMPLETED:
-            value: bytes | None = raw
-            if sender and name == "from":
+            count, size = count + 1, size + len(raw)
+            value: bytes | None = raw if count <= MAX_COMPLETED and size <= MAX_BYTES else None
+            if value is not None and sender and name == "from":
                 value = masqueraded(raw, sender.encode("utf-8", "surrogateescape"))
             if value is not None:
                 value = complete_value(value, hostname.encode("ascii"), smtpd)

@@ -21,8 +21,10 @@ from bridge.smtpd.session import Session, Transaction
 VERSION = 1  # of the link; announced in hello
 PREFIX = struct.Struct(">II")
 MAX_HEADER = 8 << 20  # 20,000 recipients of 256 bytes, and room
-MAX_BODY = 1 << 30
-MAX_SPLICES = 10_000  # each is looked up in the message by the shim, which must not be held up
+MAX_BODY = 256 << 20  # of an answer: what is new in a message; the shim has to hold it
+# Each is looked up in the message by the shim, which must not be held up.  A client can make
+# half of edits.MAX_FIELDS necessary, by forging every other field; services add some hundreds.
+MAX_SPLICES = 25_000
 LEAST_BODY = 256 << 20  # what a bridge takes of a shim that is set up for longer messages
 
 Header = dict[str, Any]

@@ -181,7 +181,7 @@ def _frame(
         for piece in body:
             yield piece[:left]
             left -= min(len(piece), left)
-    except OSError:  # from a store; the request is failed by whoever asks for its message
+    except (OSError, MemoryError):  # from a store; who asks for the message fails the request
         pass
     while left:
         filler = bytes(min(left, READ))

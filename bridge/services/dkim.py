@@ -30,6 +30,7 @@ MAX_FIELDS = 10  # a few selectors and an ARC set; verifiers stop at about as ma
 MAX_TOTAL = 64 * 1024
 MAX_REPLY = 1 << 20  # far above what MAX_TOTAL takes in JSON, and quick to read
 MAX_LINE = 998  # RFC 5322 2.1.1
+MAX_FROM = 65_535  # smtpd refuses a longer From (smtp_session.c)
 MAX_TOLD = 512  # characters of a request field, RFC 5321 4.5.3.1 allows 254 for an address
 MAX_SIZE = 50 << 20
 
@@ -116,6 +117,8 @@ def _trusted(session: Session, options: Signing) -> bool:
 def from_domain(value: bytes) -> str:
     """The domain of the one address in an unfolded From field, in lower case, as the DNS has
     it; "" if there are several, or it is not plain to read: two readers may read two things."""
+    if len(value) > MAX_FROM:
+        return ""
     text, depth = "", 0
     for match in _TOKEN.finditer(value.decode("utf-8", "replace")):
         token = match[0]

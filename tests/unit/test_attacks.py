@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 
 from bridge import link
-from bridge.completion import complete
+from bridge.completion import MAX_COMPLETED, complete
 from bridge.config import parse
 from bridge.dispatch import Dispatcher, Lane
-from bridge.edits import Remove, apply, header_fields
+from bridge.edits import MAX_FIELDS, Add, Remove, apply, header_fields
 from bridge.filter import Message as WholeMessage
 from bridge.forged import FAR, claims_to_be, forged
 from bridge.policy import Policy
 from bridge.services import dkim, rspamd_reply
 from bridge.services.build import Services
 from bridge.services.fcrdns import Answer, Checker, Unavailable
+from bridge.services.rspamd_verdict import MAX_EDITS
 from bridge.services.upstream import ServiceError
 from bridge.shim import Options, Shim
 from bridge.smtpd import events
@@ -108,6 +109,17 @@ def test_a_field_of_megabytes_is_not_looked_through(part: bytes) -> None:
     claims_to_be(b'"' + part * 10_000_000, OURS)
 
 
+def test_whatever_a_client_forges_an_answer_can_take_it_off() -> None:
+    """Or the failure policy would speak, which may let it pass unscanned."""
+    forged_ones = (MAX_FIELDS - 2) // 2
+    wire = b"Authentication-Results: mx.example.org; x=pass\nX: y\n" * forged_ones + b"\nhello\n"
+    splices = apply(wire, [*forged(header_fields(wire), OURS), Add("X-A", "v")])
+    assert len(splices) >= forged_ones
+    rows, new = link.splices_to_json(splices)
+    assert link.splices_from_json(rows, new) == splices
+    assert len(rows) + MAX_EDITS < link.MAX_SPLICES
+
+
 # Time by the square ----------------------------------------------------------------------------
 
 
@@ -139,6 +151,23 @@ def test_recipients_are_not_copied_for_each_request() -> None:
     known = link.session_to_json(Session("1", transaction=transaction))
     assert known["transaction"]["recipients"] is transaction.recipients
     assert link.session_from_json(known).transaction == transaction
+
+
+MANY = {
+    "20,000 To fields": b"To: al\n" * 20_000,
+    "a To field of 10 MB": b"To:" + b" al," * 2_500_000 + b"bo\n",
+    "10 MB of To fields": (b"To:" + b" al," * 15_000 + b"bo\n") * 160,
+    "a From field of 10 MB": b"From: " + b"()" * 5_000_000 + b"al\n",
+}
+
+
+@pytest.mark.parametrize("header", MANY.values(), ids=MANY.keys())
+def test_what_nobody_writes_is_left_to_smtpd_to_complete(header: bytes) -> None:
+    found = complete(header + b"\nhello\n", OURS, dates=False, now=0.0, unique="1")
+    assert len(found.edits) <= MAX_COMPLETED
+    assert set(found.unstable) & {"To", "From"}  # so that it is not signed
+    apply(header + b"\nhello\n", found.edits)
+    assert dkim.from_domain(header) == ""
 
 
 # Slots -------------------------------------------------------------------------------------------
