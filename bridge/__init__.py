@@ -7,11 +7,14 @@ smtpd runs the *shim*, which answers every request in time, come what may.  The 
 
 The way of a message, and where each step lives:
 
-    bytes on fd 0      shim.py           the loop, deadlines, what stands for a missing answer
+    bytes on fd 0      smtpdend.py       reads and writes, and never waits
+                       shim.py           the loop, deadlines, what stands for a missing answer
     -> events          smtpd/            OpenSMTPD's side, pure: events, wire (spelling, versions),
-                                         session, message, decisions (what is legal when),
-                                         protocol (exactly one answer for each request)
+                                         lines, session, message, decisions (what is legal when),
+                                         protocol (exactly one answer for each request; items
+                                         and live are its values, output is the one door out)
     -> a request       dispatch.py       which bridge gets what, how often, until when
+                       fair.py           whose turn it is, of many peers
                        bridges.py        bridges come and go; child.py spawns one
     -> the link        link.py           frames; linkend.py: the shim's end, server.py: the other
     -> a verdict       policy.py         the shipped filter: whom to ask, what it means together
@@ -22,7 +25,7 @@ The way of a message, and where each step lives:
                                          upstream: choice, retries, breaker; http: the client
     -> edits           edits.py          header and body edits as splices of the message
                        completion.py     the message as smtpd will complete it, for a signer
-    -> bytes on fd 1   smtpd/protocol.py its one encoder checks phase, version and slot
+    -> bytes on fd 1   smtpd/protocol.py checks phase, version and slot; smtpd/output.py
 
 Around it:
 
@@ -34,7 +37,7 @@ Around it:
                        state.py: what an author hangs on a session
     inprocess.py       `Filter.run()`, without a shim; core.py: its two threads
     opensmtpd.py       the callback API of 2018; shipped.py: policy.py within another filter
-    config/            the file: schema (every key), kinds (types of values), load (mistakes),
+    config/            the file: schema and processes (every key), kinds (of values), load (mistakes),
                        failure, profiles, permissions
     registration.py    what smtpd is asked for; failure.py: what a failure leads to
     spool.py, log.py   held messages on disk; how a log line reads

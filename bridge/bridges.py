@@ -24,6 +24,7 @@ CONNECT_WAIT = 3.0
 # asyncio, at the other end, closes without the alert that would say why.
 NO_CERTIFICATE = "it ended in place of a hello; hint: does it take our certificate?"
 COMPLAIN_AGAIN = 60.0  # of the same sidecar, for the same reason
+COMPLAIN_SELDOM = 3600.0  # the same while another one serves
 
 
 class Owner(Protocol):
@@ -276,7 +277,8 @@ class Bridges:
     def _complain(self, name: str, why: str, now: float) -> None:
         """Log that a sidecar can't be reached, but not with each try."""
         told, when = self._complaints.get(name, ("", 0.0))
-        if why != told or now - when >= COMPLAIN_AGAIN:
+        again = COMPLAIN_SELDOM if any(end.up for end in self.ends) else COMPLAIN_AGAIN
+        if why != told or now - when >= again:
             self._complaints[name] = why, now
             self._owner.log("bridge-unreachable", bridge=name, why=why)
 

@@ -19,19 +19,18 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bridge import edits, log
+from bridge.failure import TOO_LARGE, about, outcome
 from bridge.filter import Filter, Message
 from bridge.smtpd import events
-from bridge.smtpd.decisions import Decision, Disconnect, Proceed, Refusal, Reject, tempfail
+from bridge.smtpd.decisions import NO_SPACE, Decision, Proceed, Refusal, tempfail
+from bridge.smtpd.items import MESSAGE, BadLine, Broken, Item, Oversize, Slot, Withheld
 from bridge.smtpd.message import Splice
-from bridge.smtpd.protocol import MESSAGE, BadLine, Broken, Item, Oversize, Protocol, Slot, Withheld
+from bridge.smtpd.protocol import Protocol
 from bridge.smtpd.session import Session
 from bridge.smtpd.wire import longest_line
 from bridge.spool import Spool
 
 MAX_REPORTS = 10_000  # that wait for their handlers; more are dropped
-
-TOO_LARGE = Reject("4.3.4", "Message is too large to be checked")
-NO_SPACE = Reject("4.3.1", "Insufficient system storage, please try again later", 452)
 
 Log = Callable[..., None]
 
@@ -240,11 +239,16 @@ class Core:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from smtpd."""
-        for item in self.protocol.items(data):
-            self._on_item(item)
-        if self._spool.grew(len(data)):
+        self.protocol.take(data)
+        full = self._spool.grew(len(data))
+        self._handle()
+        if full:
             for session, error in self._spool.balance(self.protocol.messages()):
                 self._no_space(session, error)
+
+    def _handle(self) -> None:
+        for item in self.protocol.rest():
+            self._on_item(item)
 
     def settle(self, wait: float = 0.0) -> None:
         """Take what the handlers said, waiting up to so many seconds for something, and answer
@@ -256,6 +260,8 @@ class Core:
                 said = self._said.get_nowait()
         except queue.Empty:
             pass
+        if self.protocol.behind:  # something failed
+            self._handle()
         now = self._clock()
         for asked in [each for each in self._open.values() if each.deadline <= now]:
             self.handlers.cancel(asked)
@@ -384,10 +390,6 @@ class Core:
             self.protocol.withhold(session, NO_SPACE)
 
     def _tell(self, session: Session, phase: str, decision: Decision | None, reason: str) -> None:
-        event, reply = "passed", ""
-        if isinstance(decision, Refusal):
-            event = "deferred" if decision.code < 500 else "refused"
-            reply = decision.reply
-        if isinstance(decision, Disconnect):
-            event = "disconnected"
-        self._log(event, session=session.id, peer=session.src, phase=phase, by=reason, reply=reply)
+        reply = decision.reply if isinstance(decision, Refusal) else ""
+        said = {"phase": phase, "by": reason, "reply": reply}
+        self._log(outcome(decision), **about(session, session.transaction), **said)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
-from bridge.smtpd.protocol import MESSAGE, Slot
+from bridge.fair import FairQueue
+from bridge.smtpd.items import MESSAGE, Slot
 
 # A request that was open when this many bridges died is not sent again: it may be what
 # they die of.
@@ -18,6 +20,7 @@ MAX_ATTEMPTS = 3
 SUSPECT = 2
 # ... but does not keep the others waiting longer than this.
 ALONE_FOR = 5.0
+SLACK = 64  # deadlines of requests that are answered, which are let be
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +32,7 @@ class Pending:
     since: float  # when it came
     deadline: float
     size: int  # of the message, 0 for a command
+    peer: str  # who shares a queue with others fairly
     attempt: int = 0  # how many bridges have died of it, or with it
     lane: Lane | None = None  # where it was sent
     sent_at: float = 0.0
@@ -57,6 +61,12 @@ class Lane:
         # A message larger than the grant goes when there is no other.
         return not self.open_bytes or self.open_bytes + item.size <= self.bytes
 
+    def add(self, item: Pending, sign: int) -> None:
+        """Count a request that comes, by 1, or goes, by -1."""
+        messages = self.open_messages + (sign if item.slot.phase == MESSAGE else 0)
+        size = self.open_bytes + sign * item.size
+        self.open, self.open_messages, self.open_bytes = self.open + sign, messages, size
+
 
 class Dispatcher:
     """The open requests of one shim."""
@@ -64,17 +74,25 @@ class Dispatcher:
     def __init__(self) -> None:
         self.pending: OrderedDict[int, Pending] = OrderedDict()  # in the order of arrival
         self._of_session: dict[str, Pending] = {}  # a session asks one thing at a time
-        self._sent = 0  # how many are with a bridge
+        self._commands: FairQueue[Pending] = FairQueue()  # those that are with no bridge
+        self._messages: FairQueue[Pending] = FairQueue()
+        self._suspects: dict[int, Pending] = {}  # wherever they are
+        self._deadlines: list[tuple[float, int]] = []  # a heap, also of some that are answered
         self._next_id = 1
 
     def add(self, slot: Slot, now: float, deadline: float) -> Pending:
         """Take a request in."""
         size = slot.message.size if slot.message is not None else 0
-        item = Pending(self._next_id, slot, now, deadline, size)
+        item = Pending(self._next_id, slot, now, deadline, size, slot.session.peer)
         self._next_id += 1
+        heappush(self._deadlines, (deadline, item.id))
         self.pending[item.id] = item
         self._of_session[slot.session.id] = item
+        self._queue(item).add(item.id, item.peer, item)
         return item
+
+    def _queue(self, item: Pending) -> FairQueue[Pending]:
+        return self._messages if item.slot.phase == MESSAGE else self._commands
 
     def get(self, id: object) -> Pending | None:
         """The request of an id, None if it is not open."""
@@ -88,25 +106,36 @@ class Dispatcher:
         """It is answered, or needs no answer any more."""
         if self.pending.pop(item.id, None) is None:
             return
+        self._suspects.pop(item.id, None)
         if self._of_session.get(item.slot.session.id) is item:
             del self._of_session[item.slot.session.id]
-        self._leave(item)
+        if item.lane is None:
+            self._queue(item).drop(item.id, item.peer)
+        else:
+            self._leave(item)
 
     def expired(self, now: float) -> list[Pending]:
         """Requests whose deadline has passed."""
+        first = self.next_deadline()
+        if first is None or first > now:
+            return []
         return [item for item in self.pending.values() if item.deadline <= now]
 
     def next_deadline(self) -> float | None:
         """The next deadline."""
-        return min((item.deadline for item in self.pending.values()), default=None)
+        if len(self._deadlines) > 2 * len(self.pending) + SLACK:
+            self._deadlines = [(item.deadline, item.id) for item in self.pending.values()]
+            heapify(self._deadlines)
+        while self._deadlines and self._deadlines[0][1] not in self.pending:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
 
     def _leave(self, item: Pending) -> None:
-        if item.lane is not None:
-            item.lane.open -= 1
-            item.lane.open_messages -= item.slot.phase == MESSAGE
-            item.lane.open_bytes -= item.size
+        lane = item.lane
+        if lane is not None:
             item.lane = None
-            self._sent -= 1
+            lane.add(item, -1)
+            self._queue(item).closed(item.peer)
 
     # Lanes --------------------------------------------------------------------------------
 
@@ -116,7 +145,10 @@ class Dispatcher:
         given_up = []
         for item in [item for item in self.pending.values() if item.lane is lane]:
             self._leave(item)
+            self._queue(item).put_back(item.id, item.peer, item)
             item.attempt += not lane.draining
+            if item.attempt >= SUSPECT:
+                self._suspects[item.id] = item
             if item.attempt == SUSPECT:
                 item.suspect_since = now
             if item.attempt >= MAX_ATTEMPTS:
@@ -125,29 +157,29 @@ class Dispatcher:
 
     def send(self, item: Pending, lane: Lane, now: float) -> None:
         """It was handed to a bridge."""
+        lane.add(item, 1)
         item.lane, item.sent_at = lane, now
-        lane.open += 1
-        lane.open_messages += item.slot.phase == MESSAGE
-        lane.open_bytes += item.size
-        self._sent += 1
+        queue = self._queue(item)
+        queue.drop(item.id, item.peer)
+        queue.opened(item.peer)
 
     def next_for(self, lane: Lane, now: float) -> Pending | None:
         """The request to send to this bridge next: suspects alone, then commands before
-        messages, each in the order of arrival, within what the bridge has granted."""
-        if lane.draining or len(self.pending) == self._sent:
+        messages, each fair between peers, within what the bridge has granted."""
+        if lane.draining or not (self._commands or self._messages):
             return None
-        waiting = [item for item in self.pending.values() if item.lane is None]
-        suspect = next((item for item in waiting if item.attempt >= SUSPECT), None)
+        suspects = [item for item in self._suspects.values() if item.lane is None]
+        suspect = min(suspects, key=lambda item: item.id, default=None)
         if lane.open and self._alone(lane, suspect, now):
             return None
         if suspect is not None and lane.has_room(suspect):
             return suspect
-        commands = (item for item in waiting if item.slot.phase != MESSAGE)
-        messages = (item for item in waiting if item.slot.phase == MESSAGE)
-        command = next(commands, None)
-        if command is not None and lane.has_room(command):
-            return command
-        return next((item for item in messages if lane.has_room(item)), None)
+        item = None
+        if lane.open - lane.open_messages < lane.commands:
+            item = self._commands.choose(lane.has_room)
+        if item is None and lane.open_messages < lane.slots:
+            item = self._messages.choose(lane.has_room)
+        return item
 
     def _alone(self, lane: Lane, suspect: Pending | None, now: float) -> bool:
         """Must nothing be added to what the bridge has: a suspect waits for it to be empty,
@@ -155,6 +187,5 @@ class Dispatcher:
         if suspect is not None and now - suspect.suspect_since < ALONE_FOR:
             return True
         return any(
-            item.lane is lane and item.attempt >= SUSPECT and now - item.sent_at < ALONE_FOR
-            for item in self.pending.values()
+            item.lane is lane and now - item.sent_at < ALONE_FOR for item in self._suspects.values()
         )

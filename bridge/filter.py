@@ -30,7 +30,7 @@ from bridge.handlers import (
 )
 from bridge.smtpd import events
 from bridge.smtpd.decisions import Proceed
-from bridge.smtpd.protocol import Registration
+from bridge.smtpd.items import Registration
 from bridge.smtpd.session import Session
 from bridge.state import State
 from bridge.threads import LIMIT, Threads

@@ -13,8 +13,8 @@ from bridge import log
 from bridge.edits import Edit, Verdict, apply, header_fields, unstuff
 from bridge.smtpd import events
 from bridge.smtpd.decisions import Decision, Junk, Proceed, Refusal, Rewrite, legal
+from bridge.smtpd.items import Registration
 from bridge.smtpd.message import join
-from bridge.smtpd.protocol import Registration
 from bridge.smtpd.session import Session
 
 Answer = Decision | Verdict | None

@@ -22,6 +22,7 @@ from typing import NoReturn
 from bridge import log
 from bridge.core import Core, Limits
 from bridge.filter import Filter
+from bridge.smtpdend import SmtpdEnd
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 CHUNK = 256 * 1024  # read at once; smtpd's socket holds 208 KiB
@@ -86,17 +87,16 @@ class Speaker:
         self._stderr = log.Stderr(stderr)
         self._lock = threading.Lock()  # of stderr
         self._selector = selectors.PollSelector()
-        self._output = memoryview(b"")  # what is being written to smtpd
         self._cut = bytearray()  # the beginning of a printed line
         self._woken, self._waker = os.pipe()
-        for fd in (stdin, stdout, printed, self._woken, self._waker):
+        for fd in (printed, self._woken, self._waker):
             os.set_blocking(fd, False)
         for fd in (stdin, printed, self._woken):
             self._selector.register(fd, READ)
-        self._ended = False
         self._left = threading.Event()
         self.ready = threading.Event()  # the start hooks are done
         self.core = Core(app, self.log, limits=limits, wake=self._wake)
+        self._smtpd = SmtpdEnd(stdin, stdout, self.core.protocol.output)
 
     def log(self, event: str, **values: object) -> None:
         """Write a line to smtpd's log."""
@@ -142,7 +142,7 @@ class Speaker:
                 self.log("start-failed", error=f"the start hooks took over {START:.0f} s")
                 self.leave(BAD_START)
         self.core.start()
-        while not self._ended:
+        while not self._smtpd.gone:
             self._guarded(self._turn)
         self.core.handlers.leave()
         # The main thread ends the process, unless a handler holds it.
@@ -168,42 +168,19 @@ class Speaker:
             elif key.fd == self._woken:
                 os.read(self._woken, CHUNK)
         self._guarded(self.core.settle)
-        self._guarded(self._write_smtpd)
+        self._guarded(self._smtpd.write)
         self._write_log("")
 
     def _watch_output(self) -> None:
-        writes = bool(self._output) or self.core.protocol.has_output
         watched = self._out in self._selector.get_map()
-        if writes and not watched:
+        if self._smtpd.wants_write and not watched:
             self._selector.register(self._out, WRITE)
-        elif watched and not writes:
+        elif watched and not self._smtpd.wants_write:
             self._selector.unregister(self._out)
 
     def _read_smtpd(self) -> None:
-        try:
-            data = os.read(self._in, CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
+        if data := self._smtpd.read():
             self.core.receive(data)
-        else:
-            self._ended = True
-
-    def _write_smtpd(self) -> None:
-        while self._output or self.core.protocol.has_output:
-            if not self._output:
-                self._output = memoryview(self.core.protocol.next_output())
-                continue
-            try:
-                written = os.write(self._out, self._output)
-            except BlockingIOError:
-                return
-            except OSError:  # smtpd is gone
-                self._ended = True
-                return
-            self._output = self._output[written:]
 
     def _read_printed(self) -> None:
         try:

@@ -1,6 +1,7 @@
 """What the shipped policy wants to be asked and told, derived from its configuration.
 
-The shim registers it before any bridge is up; the bridge says the same in its hello.
+The shim registers it before any bridge is up; the bridge says the same in its hello.  What an
+application wants, only its hello says.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from bridge.config import Config, Profile
-from bridge.smtpd.protocol import Registration
+from bridge.smtpd import events
+from bridge.smtpd.items import Registration
 
 # Results of the fcrdns check that a policy can be set for (schema.Fcrdns).
 RESULTS = ("fail", "permerror", "temperror")
@@ -63,3 +65,17 @@ def shipped(config: Config) -> Registration:
         phases.add("rcpt-to")
     reports = {"link-connect"} if any(check.source == "dns" for check in checks) else set()
     return Registration(phases=frozenset(phases), reports=frozenset(reports))
+
+
+def from_hello(wanted: object) -> Registration | None:
+    """What an application wants, from its hello; None for what makes no sense: registering an
+    unknown word ends smtpd."""
+    if not isinstance(wanted, dict):
+        return None
+    phases, reports, out = (
+        frozenset(map(str, names if isinstance(names := wanted.get(key), list) else ()))
+        for key in ("phases", "reports", "reports_out")
+    )
+    if not (phases <= events.PHASES.keys() and reports | out <= events.REPORTS.keys()):
+        return None
+    return Registration(phases, reports, out, bool(wanted.get("asks_commit")))

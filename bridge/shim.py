@@ -9,8 +9,6 @@ go is bridges.py's; nothing is decided here but what stands for a missing answer
 
 from __future__ import annotations
 
-import contextlib
-import os
 import resource
 import selectors
 import signal
@@ -25,40 +23,22 @@ from bridge.child import Child
 from bridge.config import Config
 from bridge.dial import Dialer
 from bridge.dispatch import Dispatcher, Pending
-from bridge.failure import UNSCANNED, consequence
+from bridge.failure import REASONS, UNSCANNED, about, consequence, outcome
 from bridge.linkend import LinkEnd
-from bridge.registration import shipped
+from bridge.registration import from_hello, shipped
 from bridge.smtpd import events, wire
-from bridge.smtpd.decisions import Decision, Disconnect, Proceed, Refusal, Reject, tempfail
+from bridge.smtpd.decisions import NO_SPACE, Decision, Proceed, Refusal, tempfail
+from bridge.smtpd.items import MESSAGE, BadLine, Broken, Item, Oversize, Slot, Withheld
 from bridge.smtpd.message import Splice, SpliceError
-from bridge.smtpd.protocol import (
-    MESSAGE,
-    BadLine,
-    Broken,
-    Item,
-    Oversize,
-    Protocol,
-    Registration,
-    Slot,
-    Withheld,
-)
+from bridge.smtpd.protocol import Protocol
 from bridge.smtpd.session import Session, Transaction
+from bridge.smtpdend import SmtpdEnd
 from bridge.spool import Spool
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-CHUNK = 256 * 1024  # read at once; smtpd's socket holds 208 KiB
 TICK = 1.0  # the longest sleep, s
 MAX_KEEP = 4096  # characters of a session's keep
-
-# What happened when the bridge gave no answer, by kind of failure (schema.BridgeFailure).
-REASONS = {
-    "unreachable": "no bridge",
-    "timeout": "no answer in time",
-    "bad-reply": "an answer that made no sense",
-    "internal": "it failed",
-    "too-large": "message too large",
-}
-NO_SPACE = Reject("4.3.1", "Insufficient system storage, please try again later", 452)
+PAUSE = 0.05  # s after a failure: what fails at once, each time, would take a whole core
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +62,7 @@ class Shim:
         stdout: int = 1,
         stderr: int = 2,
         clock: Callable[[], float] = time.monotonic,
+        selector: selectors.BaseSelector | None = None,
     ) -> None:
         self.config = config
         self.options = options
@@ -92,12 +73,11 @@ class Shim:
         )
         self._wanted = None if options.application else shipped(config)
         self._stderr = log.Stderr(stderr)
-        self._in, self._out = stdin, stdout
         self._clock = clock
-        self._selector = selectors.PollSelector()
-        self._watched: dict[int, tuple[int, object]] = {}  # mask and owner of each fd
-        self._output = memoryview(b"")  # what is being written to smtpd
-        self._leaving = False
+        self._selector = selector or selectors.PollSelector()
+        self._smtpd = SmtpdEnd(stdin, stdout, self.protocol.output)
+        self._input = b""  # what it said, until the protocol has it
+        self._something_failed = False
         self._short_of_memory = False
         self._dispatcher = Dispatcher()
         self._spool = Spool(config.shim.max_memory, config.shim.max_spill, config.shim.spill_dir)
@@ -120,39 +100,51 @@ class Shim:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # smtpd sends none; ending would end smtpd
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core holds mail
-        for fd in {self._in, self._out}:
-            os.set_blocking(fd, False)
         until = self._clock() + self.config.shim.start_wait
-        while self._wanted is None and not self._leaving and self._clock() < until:
-            self._guarded(self._turn)
+        while self._wanted is None and not self._smtpd.gone and self._clock() < until:
+            self._guarded(self.turn)
         if self._wanted is None:
             self.log("start-failed", error="the application did not come up")
             self._bridges.leave()
             return 1
         self.protocol.start(self._wanted)
-        while not self._leaving:
-            if not self._guarded(self._turn):
-                time.sleep(0.05)  # or what fails at once, each time, would take a whole core
+        while not self._smtpd.gone:
+            try:
+                self.turn()
+            except Exception:  # noqa: BLE001 there was no memory even to guard a step
+                self._something_failed = self._short_of_memory = True
+                time.sleep(PAUSE)
         self._bridges.leave()
         self._stderr.flush()
         return 0
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
         """One turn of the loop: wait, read and write what can be, then keep time."""
-        self._watch()
-        for key, mask in self._selector.select(self._sleep()):
-            self._guarded(key.data, mask)
+        if not self._guarded(self._wait):
+            time.sleep(PAUSE)
+        if self._behind:
+            self._guarded(self._handle)
         now = self._clock()
+        self._guarded(self._keep_time, now)
+        self._guarded(self._bridges.keep, now)
+        self._guarded(self._bridges.pump, now)
+        if self._something_failed:
+            self._guarded(self._answer_forgotten)
+        self._guarded(self._smtpd.write)
+        if self._short_of_memory:
+            self._guarded(self._make_room)
+        self._guarded(self._stderr.flush)
+
+    def _wait(self) -> None:
+        self._watch()
+        for key, mask in self._selector.select(0.0 if self._behind else self._sleep()):
+            self._guarded(key.data[1], mask)
+
+    def _keep_time(self, now: float) -> None:
         for item in self._dispatcher.expired(now):
             kind = "timeout" if item.lane else "unreachable"
             if not self._guarded(self.on_given_up, item, kind):
                 self._guarded(self._last_resort, item)
-        self._guarded(self._bridges.keep, now)
-        self._guarded(self._bridges.pump, now)
-        self._guarded(self._write_smtpd)
-        if self._short_of_memory:
-            self._guarded(self._make_room)
-        self._stderr.flush()
 
     def _guarded(self, call: Callable[..., object], *arguments: object) -> bool:
         """Whatever goes wrong in one step must not end the process: smtpd would end too.  Did
@@ -160,21 +152,24 @@ class Shim:
         try:
             call(*arguments)
         except Exception as error:  # noqa: BLE001
-            with contextlib.suppress(Exception):  # there may be no memory to say so
+            self._something_failed = True
+            if isinstance(error, MemoryError):
+                self._short_of_memory = True
+            try:  # noqa: SIM105 a context manager would need memory, too
                 self._failed(error)
+            except Exception:  # noqa: BLE001, S110 there may be no memory to say so
+                pass
             return False
         return True
 
     def _failed(self, error: Exception) -> None:
         self.protocol.counts["internal-error"] += 1
-        if isinstance(error, MemoryError):
-            self._short_of_memory = True
         self.log("internal-error", error=log.folded(error))
 
     def _make_room(self) -> None:
         """Memory came to its end before shim.max_memory: less of it has to do."""
         self._short_of_memory = False
-        time.sleep(0.05)  # or what fails at once, each time, would take a whole core
+        time.sleep(PAUSE)
         for session, error in self._spool.shrink(self.protocol.messages()):
             self._no_space(session, error)
         self.log("short-of-memory", max_memory=self._spool.max_memory)
@@ -186,69 +181,57 @@ class Shim:
 
     def _watch(self) -> None:
         """Watch each fd for what it has to do now."""
-        wanted: dict[int, tuple[int, object, Callable[[int], None]]] = {}
-        wanted[self._in] = (READ, self, self._on_smtpd)
-        if self._output or self.protocol.has_output:
-            if self._in == self._out:
-                wanted[self._in] = (READ | WRITE, self, self._on_smtpd)
-            else:
-                wanted[self._out] = (WRITE, self, self._on_smtpd)
+        wanted: dict[int, tuple[int, object, Callable[[int], None]]] = {
+            fd: (mask, self, self._on_smtpd) for fd, mask in self._smtpd.watched.items()
+        }
         for end in self._bridges.ends:
             mask = READ | WRITE if end.wants_write else READ
             wanted[end.socket.fileno()] = (mask, end, partial(self._on_link, end))
             if end.child is not None and end.child.stderr is not None:
-                read = partial(self._on_child_stderr, end.child)
-                wanted[end.child.stderr] = (READ, end.child, read)
-        for fd in list(self._watched):
-            if fd not in wanted or self._watched[fd][1] is not wanted[fd][1]:
+                wanted[end.child.stderr] = (READ, end.child, partial(self._on_child, end.child))
+        # The selector itself says what is watched: what else did would be wrong for ever
+        # after a failure between the two.
+        watched = self._selector.get_map()
+        for fd, key in list(watched.items()):
+            if fd not in wanted or key.data[0] is not wanted[fd][1]:
                 self._selector.unregister(fd)
-                del self._watched[fd]
         for fd, (mask, owner, call) in wanted.items():
-            if fd not in self._watched:
-                self._selector.register(fd, mask, call)
-            elif self._watched[fd][0] != mask:
-                self._selector.modify(fd, mask, call)
-            self._watched[fd] = (mask, owner)
+            if fd not in watched:
+                self._selector.register(fd, mask, (owner, call))
+            elif watched[fd].events != mask:
+                self._selector.modify(fd, mask, (owner, call))
 
     def _on_link(self, end: LinkEnd, mask: int) -> None:
         self._bridges.ready(end, read=bool(mask & READ), write=bool(mask & WRITE))
 
-    def _on_child_stderr(self, child: Child, _mask: int) -> None:
+    def _on_child(self, child: Child, _: int) -> None:
         self._bridges.read_stderr(child)
 
     # smtpd --------------------------------------------------------------------------------
 
     def _on_smtpd(self, mask: int) -> None:
-        if not mask & READ:
+        if not mask & READ or self._behind:
             return
-        try:
-            data = os.read(self._in, CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._leaving = True
-            return
-        for item in self.protocol.items(data):
+        self._input = self._smtpd.read()
+        if self._input:
+            self._handle()
+
+    @property
+    def _behind(self) -> bool:
+        """Is there something from smtpd that was not handled, for want of memory?"""
+        return bool(self._input) or self.protocol.behind
+
+    def _handle(self) -> None:
+        """What smtpd said; what can't be handled now is handled in the next turn."""
+        full = self._spool.grew(len(self._input))
+        if self._input:
+            self.protocol.take(self._input)
+            self._input = b""
+        for item in self.protocol.rest():
             self._guarded(self._on_item, item)
-        if self._spool.grew(len(data)):
+        if full:
             for session, error in self._spool.balance(self.protocol.messages()):
                 self._no_space(session, error)
-
-    def _write_smtpd(self) -> None:
-        while self._output or self.protocol.has_output:
-            if not self._output:
-                self._output = memoryview(self.protocol.next_output())
-                continue
-            try:
-                written = os.write(self._out, self._output)
-            except BlockingIOError:
-                return
-            except OSError:  # smtpd is gone
-                self._leaving = True
-                return
-            self._output = self._output[written:]
 
     def _on_item(self, item: Item) -> None:
         match item:
@@ -265,8 +248,6 @@ class Shim:
                 self.log("long-lines-broken", session=item.session.id, lines=item.lines)
             case BadLine():
                 self.log("bad-line-from-smtpd", error=item.error)
-            case _:
-                pass
 
     def _on_slot(self, slot: Slot) -> None:
         now = self._clock()
@@ -324,6 +305,18 @@ class Shim:
             # judges the message.  An application may have no handler for that.
             self._answer(item, Proceed(), (), reason)
 
+    def _answer_forgotten(self) -> None:
+        """Answer requests that were taken from smtpd and that nobody works on: whatever should
+        have done something with them has failed."""
+        self._something_failed = False
+        for live in list(self.protocol.sessions.values()):
+            slot = live.slot
+            if slot is None or not slot.open:
+                continue
+            item = self._dispatcher.of_session(slot.session.id)
+            if item is None or item.slot is not slot or self._dispatcher.get(item.id) is None:
+                self.protocol.answer(slot, tempfail(slot.phase))
+
     def _last_resort(self, item: Pending) -> None:
         """The failure policy itself has failed: an answer there must be."""
         self._dispatcher.done(item)
@@ -377,7 +370,7 @@ class Shim:
     def on_hello(self, header: link.Header) -> None:
         """A bridge came up; an application's says what it wants to be asked."""
         if self._wanted is None:
-            self._wanted = _registration(header.get("registration"))
+            self._wanted = from_hello(header.get("registration"))
 
     def on_unreadable(self, item: Pending, error: OSError) -> None:
         """A message is lost in its file: refused, so that its sender tries again."""
@@ -392,39 +385,13 @@ class Shim:
     def _log_event(
         self, event: str, session: Session, transaction: Transaction | None, **values: object
     ) -> None:
-        about: dict[str, object] = {"session": session.id, "peer": session.src}
-        if transaction is not None:
-            about |= {"msgid": transaction.msgid, "from": f"<{transaction.sender or ''}>"}
-            about["rcpts"] = len(transaction.recipients)
-        self.log(event, **about | values)
+        self.log(event, **about(session, transaction), **values)
 
     def _log_refusal(
-        self,
-        session: Session,
-        transaction: Transaction | None,
-        phase: str,
-        decision: Refusal,
-        by: str,
+        self, session: Session, transaction: Transaction | None, phase: str, said: Refusal, by: str
     ) -> None:
-        event = "deferred" if decision.code < 500 else "refused"
-        if isinstance(decision, Disconnect):
-            event = "disconnected"
-        said = {"phase": phase, "by": by, "reply": decision.reply}
-        self._log_event(event, session, transaction, **said)
-
-
-def _registration(wanted: object) -> Registration | None:
-    """What an application wants, from its hello; None for what makes no sense: registering an
-    unknown word ends smtpd."""
-    if not isinstance(wanted, dict):
-        return None
-    phases, reports, out = (
-        frozenset(map(str, names if isinstance(names := wanted.get(key), list) else ()))
-        for key in ("phases", "reports", "reports_out")
-    )
-    if not (phases <= events.PHASES.keys() and reports | out <= events.REPORTS.keys()):
-        return None
-    return Registration(phases, reports, out, bool(wanted.get("asks_commit")))
+        values = {"phase": phase, "by": by, "reply": said.reply}
+        self._log_event(outcome(said), session, transaction, **values)
 
 
 def _unscanned(reason: str) -> bytes:

@@ -166,6 +166,7 @@ def legal(phase: str, version: tuple[int, int], *, withheld: bool = False) -> fr
 
 # What stands in for a decision that may not be sent, or that could not be had.
 INTERNAL_ERROR = Reject("4.3.0", "Internal error, please try again later")
+NO_SPACE = Reject("4.3.1", "Insufficient system storage, please try again later", 452)
 INTERNAL_ERROR_CLOSE = Disconnect("4.3.0", "Internal error, please try again later", 421)
 
 

@@ -1,12 +1,13 @@
 """How bytes from smtpd become lines, and data lines that follow each other one run.
 
 A 1 MiB message is 14,000 lines: no statement runs for each of them here.  Knows where the
-parts of a data line are, and nothing else of what lines mean.
+parts of a data line are, and nothing else of what lines mean.  Loses none, whatever fails:
+memory may end at any step, and `pieces` begins anew with what was not handled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 # without a LF is no line of smtpd.
 MAX_LINE = 256 * 1024
 DATA_LINE = b"|smtp-in|data-line|"
+SMALL_STEP = 8192  # bytes that are cut at once where memory has ended
 
 
 class Run(NamedTuple):
@@ -35,55 +37,102 @@ class LineReader:
     """Cuts what comes from smtpd, however it comes."""
 
     def __init__(self) -> None:
-        self._partial: list[bytes] = []  # the beginning of a line
+        # A piece is handled when whoever takes them asks for the next one, or when he says so
+        # before, by `at = following`: an assignment can't fail, a call can.
+        self.at = 0  # how many of the lines are handled
+        self.following = 0  # how many will be with the piece that was handed out last
+        self._lines: Sequence[bytes] = ()  # what is cut
+        self._data = b""  # what is not, from _from on
+        self._from = 0
+        self._step = 0  # how much of it is cut at once; 0: all
+        self._begun: list[bytes] = []  # the beginning of a line
         self._size = 0  # of that line so far, counted on when it is dropped
+        self._overlong = 0  # the size of a line that was
         self._middle = slice(28, 81)  # `|smtp-in|data-line|ID|TOKEN|` in a data line; learnt
+        self._middle_now = self._middle  # for what is cut: twice the same lines make the same run
 
-    def feed(self, data: bytes) -> Iterator[bytes | Run | Overlong]:
-        """The lines, without LF, and runs that these bytes complete."""
-        end = data.rfind(b"\n") + 1
-        if not end:
-            self._keep(data)
-            return
-        if self._size:
-            first = data.index(b"\n") + 1
-            self._keep(data[: first - 1])
-            begun, size = b"".join(self._partial), self._size
-            data, end = data[first:], end - first
-        else:
-            begun, size = b"", 0
-        # The state is right before anybody sees a line: what a reader of them does, or raises,
-        # can't put the stream out of step.
-        self._partial.clear()
-        self._size = 0
-        self._keep(data[end:])
-        if size > MAX_LINE:
-            yield Overlong(size)
-        elif size:
-            yield from self._cut([begun])
-        lines = data[:end].split(b"\n")
-        lines.pop()
-        yield from self._cut(lines)
+    def take(self, data: bytes) -> None:
+        """Take bytes; what they complete, `pieces` tells."""
+        if self._data:
+            data = self._data[self._from :] + data
+            self._from = 0
+        self._data = data
 
-    def _keep(self, rest: bytes) -> None:
-        self._size += len(rest)
-        if self._size > MAX_LINE:
-            self._partial.clear()
-        elif rest:
-            self._partial.append(rest)
+    @property
+    def behind(self) -> bool:
+        """Is there something that was not handled?"""
+        return bool(self._data) or self.at < len(self._lines)
 
-    def _cut(self, lines: list[bytes]) -> Iterator[bytes | Run]:
+    def be_frugal(self) -> None:
+        """Memory has ended: do with less, until all that has come is handled."""
+        self._step = SMALL_STEP
+
+    def pieces(self) -> Iterator[bytes | Run | Overlong]:
+        """The lines, without LF, and runs that are complete and not handled yet."""
+        yield from self._cut()
+        while self._data:
+            self._split()
+            if self._overlong:
+                size, self._overlong = self._overlong, 0
+                yield Overlong(size)
+            yield from self._cut()
+        self._step = 0
+
+    def _split(self) -> None:
+        """Make lines of the data: all of it is prepared before anything is changed."""
+        data, upto = self._data, 0
+        if self._from or (self._step and len(data) > self._step):
+            upto = data.find(b"\n", self._from + self._step) + 1 if self._step else 0
+            data = data[self._from : upto or None]
+        lines = data.split(b"\n")
+        rest = lines.pop()
+        overlong, size = 0, len(rest)
+        ended = bool(lines)
+        if not ended:
+            size += self._size
+        elif self._size + len(lines[0]) > MAX_LINE:
+            overlong = self._size + len(lines[0])
+            del lines[0]
+        elif self._size:
+            lines[0] = b"".join((*self._begun, lines[0]))
+        begun = [rest] if 0 < size <= MAX_LINE else []
+        if not ended and size <= MAX_LINE:
+            begun = self._begun
+            begun.append(rest)
+        # From here on nothing can fail.
+        self._begun, self._size, self._overlong = begun, size, overlong
+        self._lines, self._middle_now = lines, self._middle
+        self.at = self.following = 0
+        self._from = upto
+        if not upto:
+            self._data = b""
+
+    def _cut(self) -> Iterator[bytes | Run]:
         """Data lines of one session are alike between their timestamp and their content, which
         is what makes them one run."""
-        at = self._middle
+        if self.at >= len(self._lines):
+            return
+        lines = self._lines[self.at :] if self.at else self._lines
+        following = self.at
+        at = self._middle_now
         content = itemgetter(slice(at.stop, None))
         for middle, group in groupby(lines, itemgetter(at)):
             alike = list(group)
             # Five separators and the last of them at the end.
             if middle.startswith(DATA_LINE) and middle.count(b"|") == 5 and middle.endswith(b"|"):
-                yield Run(alike[0][: at.stop], b"\n".join((*map(content, alike), b"")))
+                run = Run(alike[0][: at.stop], b"\n".join((*map(content, alike), b"")))
+                following += len(alike)
+                self.following = following
+                yield run
+                self.at = following
             else:
-                yield from alike
+                for line in alike:
+                    following += 1
+                    self.following = following
+                    yield line
+                    self.at = following
+        self._lines = ()
+        self.at = self.following = 0
 
     def learn(self, line: bytes) -> None:
         """Take it from this data line, which has a token, where the middle is."""

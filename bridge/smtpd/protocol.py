@@ -1,20 +1,27 @@
 """When what may be said: handshake, open requests, exactly one answer, the message's way.
 
-Pure state: bytes in by `receive`, bytes out by `next_output`.  Whoever drives it gets
+Pure state: bytes in by `receive`, bytes out by `output.next`.  Whoever drives it gets
 reports and slots (a slot is one request that wants an answer) and answers each slot by
 `answer`; what may not be said is lowered or dropped here, counted, never sent, never raised.
 Knows no clock, no service and no file.
+
+Memory may end at any step.  So whatever takes several is prepared first, then done by
+assignments, which can't fail; a piece of the input that was not marked as handled, in
+`_lines.at`, is handled again.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 
 from bridge.smtpd import events, wire
 from bridge.smtpd.decisions import (
+    INTERNAL_ERROR,
     MAX_REPLY_TEXT,
+    NO_SPACE,
     Decision,
     Proceed,
     Refusal,
@@ -22,100 +29,28 @@ from bridge.smtpd.decisions import (
     legal,
     tempfail,
 )
-from bridge.smtpd.lines import LineReader, Overlong, Run
-from bridge.smtpd.message import Message, Splice, break_long, first_too_long
-from bridge.smtpd.session import Session
-
-# The phase of a slot that asks for the verdict on a whole message, reached at the final dot.
-MESSAGE = "message"
-
-# Reports without which a session can't be followed, or forgotten.
-BOOKKEEPING = frozenset(
-    {
-        *("link-connect", "link-greeting", "link-identify", "link-tls", "link-auth"),
-        *("tx-begin", "tx-mail", "tx-rcpt", "tx-reset", "tx-rollback", "tx-commit"),
-        "link-disconnect",
-    }
+from bridge.smtpd.items import (
+    MESSAGE,
+    BadLine,
+    Broken,
+    Item,
+    Oversize,
+    Registration,
+    Slot,
+    Withheld,
 )
+from bridge.smtpd.lines import LineReader, Overlong, Run
+from bridge.smtpd.live import Live
+from bridge.smtpd.message import Message, Splice, break_long, first_too_long
+from bridge.smtpd.output import Output
+from bridge.smtpd.session import Session
 
 # Reports of an end: who is told still sees what ended.
 ENDS = (events.TxCommit, events.TxRollback, events.TxReset, events.LinkDisconnect)
 
-OUTPUT_CHUNK = 256 * 1024  # about what the socket to smtpd takes at once (208 KiB)
 REMEMBERED_DEAD = 4096  # ended sessions, of which a last line may still be under way
 
 LONG_LINE = Reject("5.6.0", "A line of the message is too long", 554)
-# Content that is neither held nor echoed, when nobody gave another reply.
-DROPPED = Reject("4.3.0", "Internal error, please try again later")
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What to ask smtpd for, besides what is needed to follow sessions."""
-
-    phases: frozenset[str] = frozenset()  # the message's are data-line and commit
-    reports: frozenset[str] = frozenset()  # of smtp-in
-    reports_out: frozenset[str] = frozenset()  # of smtp-out
-    asks_commit: bool = False  # ask at commit also when the message's verdict was proceed
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """One request that wants exactly one answer."""
-
-    session: Session
-    phase: str  # as smtpd calls it, or MESSAGE
-    event: events.Request
-    message: Message | None = None  # with MESSAGE
-    open: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Oversize:
-    """A message has grown over the limit: say `release` or `withhold` at once."""
-
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class Withheld:
-    """A message that nobody was asked about will be refused with `decision` at commit."""
-
-    session: Session
-    decision: Refusal
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """Lines of a message were too long to go back and were broken."""
-
-    session: Session
-    lines: int
-
-
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line from smtpd that could not be read, and was ignored."""
-
-    error: str
-
-
-Item = events.Report | wire.Config | Slot | Oversize | Withheld | Broken | BadLine
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """What the protocol knows of a session besides its facts."""
-
-    session: Session
-    slot: Slot | None = None  # the one open request
-    message: Message | None = None  # being received, or waiting for its verdict
-    line: events.DataLine | None = None  # version and token of its lines
-    longest: int = wire.LONGEST_LINE
-    streaming: bool = False  # lines go back as they come
-    oversize: bool = False  # was reported as such
-    verdict: Decision | None = None  # on the last message, for its commit
-    withheld: bool = False  # the last message was not echoed
 
 
 class Protocol:
@@ -133,13 +68,14 @@ class Protocol:
         self.max_message_size = max_message_size
         self.break_long_lines = break_long_lines
         self.session_in_reply = session_in_reply  # a refusal ends with the session's id
-        self.sessions: dict[str, _Live] = {}
+        self.sessions: dict[str, Live] = {}
         self.config: dict[str, str] = {}  # what smtpd said of itself
         self.registered = False
         self.counts: Counter[str] = Counter()
+        self.output = Output()
         self._dead: OrderedDict[str, None] = OrderedDict()
         self._lines = LineReader()
-        self._output: deque[Iterator[bytes | memoryview]] = deque()
+        self._content_taken = False  # of the run of data lines that is being handled
 
     # Handshake ----------------------------------------------------------------------------
 
@@ -153,16 +89,9 @@ class Protocol:
     def _register(self) -> None:
         if self.registered or not self.started:
             return
+        has_out = "smtp-out" in self.config.get("subsystem", "")
+        self.output.say(self.registration.lines(has_out=has_out))
         self.registered = True
-        wanted = self.registration
-        for name in sorted(wanted.reports | BOOKKEEPING):
-            self._say(wire.register("report", "smtp-in", name))
-        if wanted.reports_out and "smtp-out" in self.config.get("subsystem", ""):
-            for name in sorted(wanted.reports_out | BOOKKEEPING):
-                self._say(wire.register("report", "smtp-out", name))
-        for name in sorted(wanted.phases):
-            self._say(wire.register("filter", "smtp-in", name))
-        self._say(wire.READY)
 
     # Input --------------------------------------------------------------------------------
 
@@ -173,8 +102,23 @@ class Protocol:
     def items(self, data: bytes) -> Iterator[Item]:
         """The same one by one: whoever looks at a session sees it as it was then, and at a
         report of an end what it ends."""
+        self.take(data)
+        return self.rest()
+
+    def take(self, data: bytes) -> None:
+        """Take bytes from smtpd; what they mean, `rest` tells."""
+        self._lines.take(data)
+
+    @property
+    def behind(self) -> bool:
+        """Was something taken that is not handled, since there was no memory?"""
+        return self._lines.behind
+
+    def rest(self) -> Iterator[Item]:
+        """What has been taken means, one by one.  After a MemoryError it goes on, when it is
+        called again, with the line that it could not handle."""
         try:
-            for piece in self._lines.feed(data):
+            for piece in self._lines.pieces():
                 match piece:
                     case Run():
                         yield from self._run(piece.head, piece.content)
@@ -183,10 +127,17 @@ class Protocol:
                         yield BadLine("over-long")
                     case _:
                         yield from self._line(piece)
-        except Exception:  # no memory, or a bug: lines are lost
+                self._lines.at = self._lines.following
+                self._content_taken = False
+        except MemoryError:
+            self._lines.be_frugal()
+            raise
+        except Exception:  # a bug: the line is lost
+            self._lines.at = self._lines.following
+            self._content_taken = False
             for live in self.sessions.values():
                 if live.message is not None and live.slot is None and live.verdict is None:
-                    self._withhold(live, DROPPED)  # it may not be whole any more
+                    live.withhold(INTERNAL_ERROR)  # it may not be whole any more
             raise
 
     def _run(self, head: bytes, run: bytes) -> Iterator[Item]:
@@ -201,9 +152,9 @@ class Protocol:
             case wire.Config():
                 yield from self._handshake(event)
             case events.DataLine():
+                yield from self._data(event, wire.raw(event.line) + b"\n")
                 if event.token:  # else a `|` of the content would be taken for its end
                     self._lines.learn(line)
-                yield from self._data(event, wire.raw(event.line) + b"\n")
             case events.Request():
                 yield from self._request(event)
             case events.Report():
@@ -230,16 +181,17 @@ class Protocol:
     def _report(self, event: events.Report) -> Iterator[Item]:
         if (live := self._live(event)) is None:
             return
-        if not isinstance(event, ENDS):
-            live.session.see(event)
         match event:
             case events.LinkDisconnect():
-                self._drop_message(live)
+                live.drop()
                 if live.slot is not None:
                     live.slot.open = False
             case events.TxReset() | events.TxRollback() | events.TxBegin():
-                self._drop_message(live)
+                live.drop()
                 live.verdict = None
+        if not isinstance(event, ENDS):
+            live.session.see(event)
+            self._lines.at = self._lines.following  # or a recipient would be seen twice
         yield event
         if isinstance(event, ENDS):
             live.session.see(event)
@@ -254,15 +206,17 @@ class Protocol:
             self.counts["overtaken"] += 1
             live.slot.open = False
             live.slot = None
-        self._drop_message(live)  # no command comes in the middle of a message
+        live.drop()  # no command comes in the middle of a message
         if (
             isinstance(event, events.Commit)
             and live.verdict is not None
             and not (isinstance(live.verdict, Proceed) and self.registration.asks_commit)
         ):
             self._decide(live, event, live.verdict)
+            self._lines.at = self._lines.following
             return
         slot = live.slot = Slot(live.session, event.keyword, event)
+        self._lines.at = self._lines.following
         yield slot
 
     def _data(self, event: events.DataLine, run: bytes) -> Iterator[Item]:
@@ -273,37 +227,49 @@ class Protocol:
             self.counts["line-after-dot"] += 1
             return
         if live.message is None:
-            live.message, live.line = Message(), event
-            live.longest = wire.longest_line(event.version)
-            live.streaming = live.oversize = live.withheld = False
-            live.verdict = None
+            live.begin(event)
         final = run == b".\n" or run.endswith(b"\n.\n")
+        if not self._content_taken and live.verdict is None:
+            yield from self._content(live, run[:-2] if final else run)
         if final:
-            run = run[:-2]
-        if first_too_long(run, live.longest) is not None:
-            if self.break_long_lines:
-                run, lines = break_long(run, live.longest)
-                yield Broken(live.session, lines)
-            elif live.verdict is None:
-                self._withhold(live, LONG_LINE)
-        if live.verdict is None and run:
-            if live.streaming:
-                self._echo(live, run)
-            else:
+            yield from self._final(live, event)
+
+    def _content(self, live: Live, run: bytes) -> Iterator[Item]:
+        """Hold these lines or let them pass; where memory ends, the message is refused."""
+        assert live.message is not None
+        broken = 0
+        try:
+            if first_too_long(run, live.longest) is not None:
+                if self.break_long_lines:
+                    run, broken = break_long(run, live.longest)
+                else:
+                    live.withhold(LONG_LINE)
+                    return
+            if run and live.streaming:
+                self.output.say(live.lines(run))
+            elif run:
                 live.message.append(run)
-                if live.message.size > self.max_message_size and not live.oversize:
-                    live.oversize = True
-                    yield Oversize(live.session)
-        if not final:
-            return
+        except MemoryError:  # what is held may not be whole
+            live.withhold(NO_SPACE)
+            raise
+        self._content_taken = True
+        if broken:
+            yield Broken(live.session, broken)
+        if live.message.size > self.max_message_size and not live.oversize:
+            live.oversize = True
+            yield Oversize(live.session)
+
+    def _final(self, live: Live, event: events.DataLine) -> Iterator[Item]:
         if live.streaming or live.verdict is not None:
-            live.message = None
-            live.verdict = live.verdict or Proceed()
-            self._say(self._prefix(live) + b".\n")
-            if isinstance(live.verdict, Refusal):
-                yield Withheld(live.session, live.verdict)
+            verdict = live.verdict or Proceed()
+            self.output.say(live.last_line)
+            live.message, live.verdict = None, verdict
+            self._lines.at, self._content_taken = self._lines.following, False
+            if isinstance(verdict, Refusal):
+                yield Withheld(live.session, verdict)
         else:
             slot = live.slot = Slot(live.session, MESSAGE, event, live.message)
+            self._lines.at, self._content_taken = self._lines.following, False
             yield slot
 
     def messages(self) -> Iterator[tuple[Session, Message]]:
@@ -312,7 +278,7 @@ class Protocol:
             if live.message is not None:
                 yield live.session, live.message
 
-    def _live(self, event: events.Event) -> _Live | None:
+    def _live(self, event: events.Event) -> Live | None:
         """The state of an event's session; None if the session has ended, or is unknown to
         a report of its end."""
         if (live := self.sessions.get(event.session)) is not None:
@@ -325,22 +291,14 @@ class Protocol:
         session = Session(
             event.session, admd=said.get("admd", ""), smtpd=said.get("smtpd-version", "")
         )
-        live = self.sessions[event.session] = _Live(session)
+        live = self.sessions[event.session] = Live(session, self.counts)
         return live
 
-    def _forget(self, live: _Live) -> None:
+    def _forget(self, live: Live) -> None:
         del self.sessions[live.session.id]
         self._dead[live.session.id] = None
         if len(self._dead) > REMEMBERED_DEAD:
             self._dead.popitem(last=False)
-
-    def _drop_message(self, live: _Live) -> None:
-        if live.message is not None:
-            live.message.drop()
-            live.message = None
-        if live.slot is not None and live.slot.phase == MESSAGE:
-            live.slot.open = False
-            live.slot = None
 
     # Output -------------------------------------------------------------------------------
 
@@ -354,11 +312,13 @@ class Protocol:
             slot.open = False
             self.counts["late-answer"] += 1
             return None
-        slot.open = False
-        live.slot = None
         if slot.phase == MESSAGE:
-            return self._finish(live, decision, splices)
-        return self._decide(live, slot.event, decision)
+            said = self._finish(live, decision, splices)
+        else:
+            said = self._decide(live, slot.event, decision)
+        slot.open = False  # not before: what fails is to be answered otherwise
+        live.slot = None
+        return said
 
     def release(self, session: Session, header: bytes = b"") -> None:
         """Let an oversize message pass: `header` (whole lines), what is held, and then each
@@ -372,8 +332,9 @@ class Protocol:
         if live.slot is not None and live.slot.phase == MESSAGE:  # it is whole already
             self.answer(live.slot, Proceed(), splices)
             return
-        live.message, live.streaming = Message(), True
-        self._stream(self._lines_back(live, message, splices, final=False))
+        coming = Message()
+        self.output.stream(live.lines_back(message, splices))
+        live.message, live.streaming = coming, True
 
     def withhold(self, session: Session, decision: Refusal) -> None:
         """Refuse a message that is still coming in, and let go of it."""
@@ -382,68 +343,34 @@ class Protocol:
         if live.slot is not None and live.slot.phase == MESSAGE:
             self.answer(live.slot, decision)
         elif live.message is not None and live.verdict is None:
-            self._withhold(live, decision)
+            live.withhold(decision)
 
-    def _withhold(self, live: _Live, decision: Refusal) -> None:
-        assert live.message is not None
-        live.message.drop()
-        live.verdict, live.withheld = decision, True
-
-    def _finish(self, live: _Live, decision: Decision, splices: Sequence[Splice]) -> Decision:
-        message, live.message = live.message, None
+    def _finish(self, live: Live, decision: Decision, splices: Sequence[Splice]) -> Decision:
+        message = live.message
         assert message is not None
         if not isinstance(decision, Proceed | Refusal):
             self.counts["lowered"] += 1
-            decision = DROPPED
+            decision = INTERNAL_ERROR
         if isinstance(decision, Proceed):
             try:
                 message.check(splices, live.longest)
             except (ValueError, OSError):  # a store that can't be read, splices unchecked
                 self.counts["bad-splices"] += 1
-                decision = DROPPED
-        live.verdict = decision
-        if isinstance(decision, Proceed):
-            self._stream(self._lines_back(live, message, splices, final=True))
-        else:
-            live.withheld = True
+                decision = INTERNAL_ERROR
+        last_line = live.last_line
+        withheld = isinstance(decision, Refusal)
+        if withheld:
             message.drop()
-            self._say(self._prefix(live) + b".\n")
+            self.output.say(last_line)
+        else:
+            # Not to be torn: the last line comes even if all before it fails.
+            self.output.stream(chain(live.lines_back(message, splices), (last_line,)))
+        live.message, live.verdict = None, decision
+        if withheld:
+            live.withheld = True
         return decision
 
-    def _lines_back(
-        self, live: _Live, message: Message, splices: Sequence[Splice], *, final: bool
-    ) -> Iterator[bytes | memoryview]:
-        """The message as filter-dataline lines; if the store fails on the way, or memory, it ends
-        there, on a line's end whatever happened, and is refused at commit."""
-        prefix = self._prefix(live)
-        between = b"\n" + prefix
-        line_start, torn = True, b"\n"
-        try:
-            for piece in filter(None, message.spliced(splices)):
-                if line_start:
-                    yield prefix
-                lines = piece.replace(b"\n", between)
-                line_start, torn = piece.endswith(b"\n"), (torn + piece[-2:])[-2:]
-                yield memoryview(lines)[: -len(prefix)] if line_start else lines
-        except Exception:  # noqa: BLE001 what follows would be taken for more of this line
-            self.counts["store-failed"] += 1
-            live.verdict, live.withheld = DROPPED, True
-            if not line_start:  # what is torn behind its stuffing would end the message
-                yield b".\n" if torn == b"\n." else b"\n"
-        finally:
-            message.drop()
-        if final:
-            yield prefix + b".\n"
-
-    def _echo(self, live: _Live, run: bytes) -> None:
-        prefix = self._prefix(live)
-        self._say(prefix + run[:-1].replace(b"\n", b"\n" + prefix) + b"\n")
-
-    def _prefix(self, live: _Live) -> bytes:
-        assert live.line is not None
-        return wire.dataline_prefix(live.line.version, live.line.session, live.line.token)
-
-    def _decide(self, live: _Live, event: events.Request, decision: Decision) -> Decision:
+    def _decide(self, live: Live, event: events.Request, decision: Decision) -> Decision:
         withheld = live.withheld and isinstance(event, events.Commit)
         if decision.keyword not in legal(event.keyword, event.version, withheld=withheld):
             self.counts["lowered"] += 1
@@ -453,34 +380,5 @@ class Protocol:
             note = f" [{event.session}]"
             text = decision.text[: MAX_REPLY_TEXT - len(note)].rstrip() + note
             said = replace(decision, text=text)
-        self._say(wire.result(event.version, event.session, event.token, said))
+        self.output.say(wire.result(event.version, event.session, event.token, said))
         return decision
-
-    def _say(self, line: bytes) -> None:
-        """The one door out, with `_stream`: whole lines, in order."""
-        self._output.append(iter((line,)))
-
-    def _stream(self, pieces: Iterator[bytes | memoryview]) -> None:
-        self._output.append(pieces)
-
-    @property
-    def has_output(self) -> bool:
-        """Is there something for smtpd?"""
-        return bool(self._output)
-
-    def next_output(self) -> bytes:
-        """The next bytes for smtpd, of any size, b"" if there are none."""
-        chunk: list[bytes | memoryview] = []
-        size = 0
-        try:
-            while self._output and size < OUTPUT_CHUNK:
-                piece = next(self._output[0], None)
-                if piece is None:
-                    self._output.popleft()
-                else:
-                    chunk.append(piece)
-                    size += len(piece)
-            return b"".join(chunk)
-        except Exception:  # of memory: nothing that was taken may be lost
-            self._output.appendleft(iter(chunk))
-            raise

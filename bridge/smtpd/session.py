@@ -108,6 +108,19 @@ class Session:
         return split_address(self.src)[0]
 
     @property
+    def peer(self) -> str:
+        """Who sends, in however many sessions: a user, all that is local, an IPv4 address, or
+        a /64 of IPv6, of which any host can have all."""
+        if self.user:
+            return f"user {self.user}"
+        if self.local:
+            return "local"
+        address = self.address
+        if isinstance(address, ipaddress.IPv6Address):
+            return f"{int(address) >> 64:x}::/64"
+        return str(address or self.src)
+
+    @property
     def listener(self) -> tuple[Address | None, int]:
         """The listener's address (None for the socket) and port (0 for the socket)."""
         return split_address(self.dest)

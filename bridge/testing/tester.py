@@ -137,8 +137,8 @@ class FilterTester(Driver):
         while True:
             core.receive(data := self.smtpd.output())
             core.settle()
-            while core.protocol.has_output:
-                self.smtpd.receive(core.protocol.next_output())
+            while core.protocol.output:
+                self.smtpd.receive(core.protocol.output.next())
                 data = b"more"
             if data:
                 continue

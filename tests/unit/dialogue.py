@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bridge.smtpd import events
-from bridge.smtpd.protocol import Item, Protocol, Registration, Slot
+from bridge.smtpd.items import Item, Registration, Slot
+from bridge.smtpd.protocol import Protocol
 
 S, OTHER = "7641df9771b4ed00", "0123456789abcdef"  # sessions
 TOKENS = {phase: f"{number:016x}" for number, phase in enumerate(events.PHASES, 0xA0)}
@@ -64,8 +65,8 @@ class Dialogue:
     def output(self) -> bytes:
         """What goes to smtpd now."""
         chunks = []
-        while self.protocol.has_output:
-            chunks.append(self.protocol.next_output())
+        while self.protocol.output:
+            chunks.append(self.protocol.output.next())
         return b"".join(chunks)
 
     def result(self, phase: str, said: str, session: str = S) -> bytes:

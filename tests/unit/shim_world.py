@@ -187,6 +187,7 @@ class World(Driver):
         if send_buffer:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         text = f"{config}\n" if "[shim]" in config else f"[shim]\n{config}\n"
+        self._selector = JumpingSelector(self.clock)
         self.shim = Shim(
             parse(text.replace("[shim]", f"[shim]\nconnect = [{connect}]", 1)),
             Options(application=self.bridge.application),
@@ -194,9 +195,8 @@ class World(Driver):
             stdout=theirs.fileno(),
             stderr=their_err.fileno(),
             clock=self.clock,
+            selector=self._selector,
         )
-        self._selector = JumpingSelector(self.clock)
-        self.shim._selector = self._selector
         self._pending = b""
 
     def _listen(self, path: str) -> socket.socket:
@@ -270,8 +270,8 @@ class World(Driver):
         except BlockingIOError:
             sent = 0
         self._pending = self._pending[sent:]
-        self.shim._turn()
-        assert not self.shim._leaving, "the shim would have left"
+        self.shim.turn()
+        assert not self.shim._smtpd.gone, "the shim would have left"
         while data := _received(self._ours):
             moved = True
             self.smtpd.receive(data)

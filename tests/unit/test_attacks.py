@@ -29,8 +29,8 @@ from bridge.services.upstream import ServiceError
 from bridge.shim import Options, Shim
 from bridge.smtpd import events
 from bridge.smtpd.decisions import Proceed, Refusal
+from bridge.smtpd.items import MESSAGE, Slot
 from bridge.smtpd.message import SMALL, Message, Splice, break_long, join
-from bridge.smtpd.protocol import MESSAGE, Slot
 from bridge.smtpd.session import Address, Session, Transaction
 from bridge.spool import LEAST, Spool
 from tests.unit.dialogue import Dialogue, S
@@ -304,26 +304,25 @@ def test_what_was_taken_out_is_not_lost_with_what_fails() -> None:
         yield b"second\n"
         raise MemoryError
 
-    dialogue.protocol._say(b"first\n")
-    dialogue.protocol._stream(failing())
-    dialogue.protocol._say(b"third\n")
+    dialogue.protocol.output.say(b"first\n")
+    dialogue.protocol.output.stream(failing())
+    dialogue.protocol.output.say(b"third\n")
     with pytest.raises(MemoryError):
-        dialogue.protocol.next_output()
+        dialogue.protocol.output.next()
     assert dialogue.output() == b"first\nsecond\nthird\n"
 
 
-def test_a_message_of_which_lines_were_lost_is_refused() -> None:
+def test_a_message_of_which_lines_were_lost_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dialogue = Dialogue()
     dialogue.feed(*dialogue.lines(b"Subject: x\n"))
 
-    def failing(data: bytes) -> Iterator[bytes]:
+    def failing(message: Message, run: bytes) -> None:
         raise MemoryError
-        yield b""
 
-    good, dialogue.protocol._lines.feed = dialogue.protocol._lines.feed, failing  # type: ignore
-    with pytest.raises(MemoryError):
-        dialogue.feed(*dialogue.lines(b"lost\n"))
-    dialogue.protocol._lines.feed = good  # type: ignore[method-assign]
+    with monkeypatch.context() as patched:
+        patched.setattr(Message, "append", failing)
+        with pytest.raises(MemoryError):
+            dialogue.feed(*dialogue.lines(b"lost\n"))
     dialogue.feed(*dialogue.lines(b"\nhello\n.\n"), dialogue.request("commit"))
     assert dialogue.echo(b".\n") in dialogue.output()
     (live,) = dialogue.protocol.sessions.values()

@@ -10,8 +10,8 @@ import pytest
 
 from bridge.dispatch import ALONE_FOR, MAX_ATTEMPTS, Dispatcher, Lane, Pending
 from bridge.smtpd import events
+from bridge.smtpd.items import MESSAGE, Slot
 from bridge.smtpd.message import Message
-from bridge.smtpd.protocol import MESSAGE, Slot
 from bridge.smtpd.session import Session
 
 names = (f"{number:016x}" for number in itertools.count())

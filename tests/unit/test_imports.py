@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     "smtpd": ({"smtpd"}, set()),
     "alone": ({"", "child", "log", "release"}, set()),
     "values": (
-        {"config", "dispatch", "edits", "link", "spool", "state"},
+        {"config", "dispatch", "edits", "fair", "link", "spool", "smtpdend", "state"},
         {"smtpd"},
     ),
     "consequences": ({"failure", "registration"}, {"smtpd", "values"}),
@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
             *("control", "core", "exporter", "inprocess", "listen", "metrics", "notify"),
             *("opensmtpd", "server"),
         },
-        {"smtpd", "alone", "values", "policy"},
+        {"smtpd", "alone", "values", "consequences", "policy"},
     ),
     "testing": ({"testing"}, {"smtpd", "alone", "policy", "processes"}),
     "commands": (

@@ -19,7 +19,8 @@ from bridge.smtpd.decisions import (
     legal,
     tempfail,
 )
-from bridge.smtpd.protocol import MESSAGE, Protocol, Registration, Slot
+from bridge.smtpd.items import MESSAGE, Registration, Slot
+from bridge.smtpd.protocol import Protocol
 from bridge.smtpd.wire import parse_version
 from bridge.testing.dialect import DIALECTS
 from bridge.testing.process import Driver
@@ -77,8 +78,8 @@ class Answering:
             else:
                 self.protocol.answer(item, Proceed())
         chunks = []
-        while self.protocol.has_output:
-            chunks.append(self.protocol.next_output())
+        while self.protocol.output:
+            chunks.append(self.protocol.output.next())
         return b"".join(chunks)
 
 

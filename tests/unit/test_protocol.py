@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.smtpd.decisions import Decision, Junk, Proceed, Refusal, Reject, Rewrite
+from bridge.smtpd.decisions import INTERNAL_ERROR, Decision, Junk, Proceed, Refusal, Reject, Rewrite
 from bridge.smtpd.events import LinkDisconnect, ProtocolClient
+from bridge.smtpd.items import BadLine, Registration, Slot
 from bridge.smtpd.lines import MAX_LINE as MAX_INPUT_LINE
-from bridge.smtpd.protocol import DROPPED, BadLine, Registration, Slot
 from tests.unit.dialogue import EVERY_PHASE, OTHER, TOKENS, Dialogue, S
 
 NO = Reject("5.7.1", "No")
@@ -211,10 +211,10 @@ def test_junk_is_lowered_before_it_came() -> None:
 @pytest.mark.parametrize("decision", [Junk(), Rewrite("x")])
 def test_what_is_no_verdict_on_a_message_refuses_it(decision: Decision) -> None:
     dialogue = Dialogue()
-    assert dialogue.protocol.answer(dialogue.message(HAM), decision) == DROPPED
+    assert dialogue.protocol.answer(dialogue.message(HAM), decision) == INTERNAL_ERROR
     assert dialogue.output() == dialogue.echo(b".\n")
     dialogue.feed(dialogue.request("commit"))
-    assert dialogue.output() == dialogue.result("commit", f"reject|{DROPPED.reply}")
+    assert dialogue.output() == dialogue.result("commit", f"reject|{INTERNAL_ERROR.reply}")
 
 
 def test_a_reply_carries_the_session_and_still_has_a_bounded_length() -> None:

@@ -7,18 +7,12 @@ from __future__ import annotations
 import pytest
 
 from bridge.smtpd.decisions import (
+    INTERNAL_ERROR,
     Proceed,
     Reject,
 )
+from bridge.smtpd.items import Broken, Item, Oversize, Slot, Withheld
 from bridge.smtpd.message import Splice, SpliceError
-from bridge.smtpd.protocol import (
-    DROPPED,
-    Broken,
-    Item,
-    Oversize,
-    Slot,
-    Withheld,
-)
 from tests.unit.dialogue import Dialogue, FailingStore
 
 NO = Reject("5.7.1", "No")
@@ -163,7 +157,7 @@ def test_a_store_that_fails_on_the_way_back_refuses_the_message(
     assert dialogue.output() == dialogue.echo(echoed + b".\n")
     assert store.closed
     assert dialogue.feed(dialogue.request("commit")) == []
-    assert dialogue.output() == dialogue.result("commit", f"reject|{DROPPED.reply}")
+    assert dialogue.output() == dialogue.result("commit", f"reject|{INTERNAL_ERROR.reply}")
 
 
 def test_a_store_that_fails_when_its_splices_are_checked_refuses_the_message() -> None:
@@ -172,7 +166,7 @@ def test_a_store_that_fails_when_its_splices_are_checked_refuses_the_message() -
     assert slot.message is not None
     slot.message.take_runs()
     slot.message.store, slot.message.stored = FailingStore(b"", 0), slot.message.size
-    assert dialogue.protocol.answer(slot, Proceed(), [Splice(4, 4, b"x: y\n")]) == DROPPED
+    assert dialogue.protocol.answer(slot, Proceed(), [Splice(4, 4, b"x: y\n")]) == INTERNAL_ERROR
     assert dialogue.output() == dialogue.echo(b".\n")
 
 
@@ -187,4 +181,4 @@ def test_a_store_that_fails_while_an_oversize_message_passes_refuses_it() -> Non
     dialogue.feed(*dialogue.lines(b"more\n.\n"))
     assert dialogue.output() == dialogue.echo(b".\n")
     dialogue.feed(dialogue.request("commit"))
-    assert dialogue.output() == dialogue.result("commit", f"reject|{DROPPED.reply}")
+    assert dialogue.output() == dialogue.result("commit", f"reject|{INTERNAL_ERROR.reply}")

@@ -17,16 +17,9 @@ from bridge.smtpd.decisions import (
     Reject,
     Rewrite,
 )
+from bridge.smtpd.items import MESSAGE, Broken, Registration, Slot, Withheld
 from bridge.smtpd.message import Splice
-from bridge.smtpd.protocol import (
-    DROPPED,
-    LONG_LINE,
-    MESSAGE,
-    Broken,
-    Registration,
-    Slot,
-    Withheld,
-)
+from bridge.smtpd.protocol import LONG_LINE
 from tests.unit.dialogue import EVERY_PHASE, OTHER, Dialogue, S
 
 NO = Reject("5.7.1", "No")
@@ -55,7 +48,8 @@ def test_a_message_goes_back_with_its_splices() -> None:
 def test_splices_that_do_not_fit_refuse_the_message() -> None:
     dialogue = Dialogue()
     assert (
-        dialogue.protocol.answer(dialogue.message(HAM), Proceed(), [Splice(3, 3, b"")]) == DROPPED
+        dialogue.protocol.answer(dialogue.message(HAM), Proceed(), [Splice(3, 3, b"")])
+        == INTERNAL_ERROR
     )
     assert dialogue.output() == dialogue.echo(b".\n")
     assert dialogue.protocol.counts["bad-splices"] == 1

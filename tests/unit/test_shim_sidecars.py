@@ -37,6 +37,20 @@ def test_one_that_cannot_be_reached_is_told_once_a_minute(seconds: float, words:
         survived(world)
 
 
+@pytest.mark.parametrize(("minutes", "words"), [(10, 1), (61, 2)])
+def test_one_that_cannot_be_reached_is_told_once_an_hour_while_another_serves(
+    minutes: int, words: int
+) -> None:
+    with World(config=PLAIN, places=2) as world:
+        world.turned_away = True  # who comes from now on: the first to leave
+        before = world.log.count("bridge-unreachable")
+        world.links[0].close()
+        for _ in range(minutes):
+            world.pass_time(60.0)
+        assert world.log.count("bridge-unreachable") - before == words
+        survived(world)
+
+
 def test_one_that_owes_a_sign_of_life_is_not_asked_while_another_gives_it() -> None:
     class OneLate(Acting):
         def linked(self, straw: Straw) -> None:

@@ -27,7 +27,8 @@ from bridge.smtpd.decisions import (
     Reject,
     Rewrite,
 )
-from bridge.smtpd.protocol import MESSAGE, Broken, Item, Protocol, Registration, Slot
+from bridge.smtpd.items import MESSAGE, Broken, Item, Registration, Slot
+from bridge.smtpd.protocol import Protocol
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "transcripts"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.in"))
@@ -169,7 +170,7 @@ def _present(entry: Parsed) -> Parsed:
 def _started() -> Protocol:
     protocol = Protocol()
     protocol.start(EVERYTHING)
-    protocol.next_output()
+    protocol.output.next()
     return protocol
 
 
@@ -330,8 +331,8 @@ def test_what_goes_back_is_what_the_recorded_filter_wrote(name: str) -> None:
             protocol.answer(slot, sayable(said))
             if said in UNSAYABLE or (slot.phase, said) in LOWERED:
                 instead[line] = line.removesuffix(said) + b"reject|" + TRY_LATER
-        while protocol.has_output:
-            output.append(protocol.next_output())
+        while protocol.output:
+            output.append(protocol.output.next())
     ours = by_session(b"".join(output), sessions)
     longest = LONGEST[entries[-1][5]]
     for session, lines in theirs.items():
