@@ -1,11 +1,12 @@
 """What a bridge counts, and how Prometheus reads it (text format 0.0.4).
 
-Names are filter_bridge_NOUN_UNIT, labels have few values: phase, decision, service, outcome,
-and a shim's name.  Counts and spells; who listens for readers is exporter.py.
+Names are filter_bridge_NOUN_UNIT, labels have few values: whoever counts sees to it, and says
+with `begin` which there will be.  Counts and spells; who listens for readers is exporter.py.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,19 @@ METRICS = {
     "request_duration_seconds": ("histogram", "From a request to its answer."),
     "service_requests_total": ("counter", "What came of asking a service, retries included."),
     "service_request_duration_seconds": ("histogram", "How long that took."),
+    "server_up": ("gauge", "1 for a server of a service that is asked, 0 for one that is down."),
+    "failures_total": ("counter", "Failures of a service, and what the failure policy made of it."),
+    "rspamd_actions_total": ("counter", "Messages that rspamd judged, by its action."),
+    "fcrdns_total": ("counter", "Results of the reverse DNS check, each once for a session."),
     "config_reload_success_timestamp_seconds": ("gauge", "When the configuration was read."),
+}
+# What is only ever counted: its labels.
+COUNTERS: dict[str, tuple[str, ...]] = {
+    "requests_total": ("phase", "decision"),
+    "service_requests_total": ("service", "outcome"),
+    "failures_total": ("service", "kind", "outcome"),
+    "rspamd_actions_total": ("action",),
+    "fcrdns_total": ("result",),
 }
 
 Labels = Mapping[str, str]
@@ -67,30 +80,50 @@ class LinkUse:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ServerUse:
+    """One server of a service, now.  server: as configured, which is without credentials."""
+
+    service: str
+    server: str
+    up: bool
+
+
 class Metrics:
     """The counters of one bridge."""
 
     def __init__(self, release: str) -> None:
         self.reloaded = 0.0  # seconds since the epoch
         self._release = release
-        self._requests: Counter[tuple[str, str]] = Counter()
+        # By the values of the labels.
+        self._counts: dict[str, Counter[tuple[str, ...]]] = {name: Counter() for name in COUNTERS}
         self._durations: dict[str, Histogram] = {}
-        self._services: Counter[tuple[str, str]] = Counter()
         self._service_durations: dict[str, Histogram] = {}
+
+    def begin(self, known: Mapping[str, Iterable[Iterable[str]]]) -> None:
+        """Let counters be there with 0, or rate() would not see their first step.  known: of
+        some of COUNTERS the values of each label."""
+        for metric, values in known.items():
+            for labels in itertools.product(*values):
+                self._counts[metric][labels] += 0
+
+    def count(self, metric: str, *labels: str) -> None:
+        """One more of one of COUNTERS."""
+        self._counts[metric][labels] += 1
 
     def answered(self, phase: str, decision: str, seconds: float) -> None:
         """A request was answered."""
-        self._requests[phase, decision] += 1
+        self.count("requests_total", phase, decision)
         self._durations.setdefault(phase, Histogram()).add(seconds)
 
     def asked(self, service: str, outcome: str, seconds: float) -> None:
         """A service gave an answer, or none."""
-        self._services[service, outcome] += 1
+        self.count("service_requests_total", service, outcome)
         self._service_durations.setdefault(service, Histogram()).add(seconds)
 
-    def text(self, links: Iterable[LinkUse]) -> str:
+    def text(self, links: Iterable[LinkUse], servers: Iterable[ServerUse] = ()) -> str:
         """All of it."""
-        found = self._samples(list(links))
+        found = self._samples(list(links), servers)
         lines = []
         for name, (kind, meaning) in METRICS.items():
             lines += [f"# HELP {PREFIX}{name} {meaning}", f"# TYPE {PREFIX}{name} {kind}"]
@@ -98,11 +131,15 @@ class Metrics:
                 lines.append(_line(f"{PREFIX}{name}{end}", labels, value))
         return "\n".join(lines) + "\n"
 
-    def _samples(self, links: list[LinkUse]) -> dict[str, list[Sample]]:
+    def _samples(
+        self, links: list[LinkUse], servers: Iterable[ServerUse]
+    ) -> dict[str, list[Sample]]:
         of_shims: dict[str, Counter[str]] = {}
         for link in links:
             use = of_shims.setdefault(link.name, Counter())
             use.update(requests_total=link.asked, requests_open=link.open, bytes_open=link.bytes)
+        # A server may be configured twice, a sample must not be.
+        up_or_down = {(each.service, each.server): int(each.up) for each in servers}
         return {
             "build_info": [("", {"version": self._release}, 1)],
             "links": [("", {}, len(links))],
@@ -110,18 +147,21 @@ class Metrics:
                 f"link_{key}": [("", {"shim": name}, use[key]) for name, use in of_shims.items()]
                 for key in ("requests_total", "requests_open", "bytes_open")
             },
-            "requests_total": [
-                ("", {"phase": phase, "decision": decision}, count)
-                for (phase, decision), count in self._requests.items()
-            ],
+            **{
+                name: [
+                    ("", dict(zip(COUNTERS[name], labels, strict=True)), count)
+                    for labels, count in counts.items()
+                ]
+                for name, counts in self._counts.items()
+            },
             "request_duration_seconds": [
                 sample
                 for phase, durations in self._durations.items()
                 for sample in durations.samples({"phase": phase})
             ],
-            "service_requests_total": [
-                ("", {"service": service, "outcome": outcome}, count)
-                for (service, outcome), count in self._services.items()
+            "server_up": [
+                ("", {"service": service, "server": server}, up)
+                for (service, server), up in up_or_down.items()
             ],
             "service_request_duration_seconds": [
                 sample

@@ -16,29 +16,21 @@ from dataclasses import replace
 from bridge.completion import adds_dates, complete, smtpd_version
 from bridge.config import Config, Profile
 from bridge.config.values import Network
-from bridge.edits import (
-    MAX_FIELDS,
-    Add,
-    Edit,
-    Insert,
-    Verdict,
-    apply,
-    header_fields,
-)
+from bridge.edits import MAX_FIELDS, Add, Edit, Insert, Verdict, apply, header_fields
 from bridge.failure import UNSCANNED, consequence
 from bridge.filter import Filter, Message
 from bridge.forged import AUTHENTICATION_RESULTS, forged
 from bridge.registration import shipped
-from bridge.services.build import Services
+from bridge.services.build import OUTCOMES, Services
 from bridge.services.dkim import Signer, Signing, on_top, signing_domain
 from bridge.services.fcrdns import FcRdns, Result, from_smtpd, iprev_field
 from bridge.services.rspamd import Request, Rspamd
-from bridge.services.rspamd_verdict import Translation, translate
-from bridge.services.upstream import ServiceError
+from bridge.services.rspamd_verdict import ACTIONS, STAND_INS, Translation, translate
+from bridge.services.upstream import KINDS, ServiceError
 from bridge.smtpd import events
 from bridge.smtpd.decisions import Disconnect, Proceed, Refusal, Reject
+from bridge.smtpd.items import Registration
 from bridge.smtpd.message import join
-from bridge.smtpd.protocol import Registration
 from bridge.smtpd.session import Session
 
 SIGNATURE = "DKIM-Signature"
@@ -51,18 +43,32 @@ INSTEAD = {
     "reject": "reject",
     "tempfail": "soft reject",
 }
+OTHER = "other"  # the action of a rule of somebody's own
+SERVICES = ("rspamd", "dkim")
+# What is counted here and of the services, and the values of each label (metrics.COUNTERS).
+COUNTED: dict[str, tuple[Sequence[str], ...]] = {
+    "service_requests_total": (SERVICES, OUTCOMES),
+    "failures_total": (SERVICES, tuple(KINDS), ("tempfail", "accept", "accept-header")),
+    "rspamd_actions_total": ((*sorted(ACTIONS | STAND_INS), OTHER),),
+    "fcrdns_total": (tuple(Result),),
+}
 
 Log = Callable[..., None]
+Count = Callable[..., None]
 
 
 class Policy(Filter):
-    """The shipped filter.  log: writes a line, (event, **fields)."""
+    """The shipped filter.  log: writes a line, (event, **fields); count: counts one of
+    `COUNTED`, (metric, *labels)."""
 
-    def __init__(self, config: Config, services: Services, log: Log) -> None:
+    def __init__(
+        self, config: Config, services: Services, log: Log, count: Count = lambda *_: None
+    ) -> None:
         super().__init__()
         self._config = config
         self._services = services
         self._log = log
+        self._count = count
         self._rspamd = {
             profile.name: Rspamd(
                 services.rspamd,
@@ -101,7 +107,7 @@ class Policy(Filter):
 
     async def _begin(self, event: events.LinkConnect, session: Session) -> None:
         """The lookup starts before anybody waits for it; its result is in the cache then."""
-        await self._reverse(session, self._profile(session))
+        await self._reverse(session, self._profile(session), counted=False)
 
     async def _connect(self, event: events.Connect, session: Session) -> Verdict:
         profile = self._profile(session)
@@ -120,21 +126,26 @@ class Policy(Filter):
         return _enforced(self._refusal(found, profile, Reject), profile)
 
     async def _reverse(
-        self, session: Session, profile: Profile, *, again: bool = True
+        self, session: Session, profile: Profile, *, again: bool = True, counted: bool = True
     ) -> FcRdns | None:
         """The result of the check, None for a client that is not checked.  again: ask once more
-        after a temperror; a message does not, or a stranger's DNS would hold its slot."""
+        after a temperror; a message does not, or a stranger's DNS would hold its slot.
+        counted: not for a report, whose session keeps nothing."""
         address, policy = session.address, profile.fcrdns
         if address is None or not policy.enabled:
             return None
         if _within(session, policy.exempt_networks):
             return None
+        kept = FcRdns.from_json(session.keep.get(FCRDNS))
         if policy.source == "smtpd" or self._services.fcrdns is None:
-            return from_smtpd(session.fcrdns, session.rdns)
-        found = FcRdns.from_json(session.keep.get(FCRDNS))
-        if found is None or (again and found.result is Result.TEMPERROR):  # perhaps it is over
+            found = from_smtpd(session.fcrdns, session.rdns)
+        elif kept is None or (again and kept.result is Result.TEMPERROR):  # perhaps it is over
             found = await self._services.fcrdns.check(address)
-            session.keep[FCRDNS] = found.to_json()
+        else:
+            return kept
+        if counted and (kept is None or kept.result is not found.result):
+            self._count("fcrdns_total", found.result)
+        session.keep[FCRDNS] = found.to_json()
         return found
 
     def _punishment(self, found: FcRdns, session: Session, profile: Profile) -> str:
@@ -225,7 +236,9 @@ class Policy(Filter):
                 hostname=confirmed,
             )
         except ServiceError as error:
-            return _failed(profile, session, "rspamd", error)
+            return self._failed(profile, session, "rspamd", error)
+        known = reply.action in ACTIONS or reply.action in STAND_INS
+        self._count("rspamd_actions_total", reply.action if known else OTHER)
         verdict, notes = translate(reply, self._translations[profile.name])
         for note in notes:
             self._log("rspamd-note", session=session.id, note=note)
@@ -275,13 +288,25 @@ class Policy(Filter):
                 deadline=min(now + policy.deadline, session.deadline),
             )
         except ServiceError as error:
-            return _failed(profile, session, "dkim", error)
+            return self._failed(profile, session, "dkim", error)
         if not fields:
             why = f"no key for {choice.domain}"
             if policy.domains:  # they have to be signed
-                return _failed(profile, session, "dkim", ServiceError("bad-reply", why))
+                return self._failed(profile, session, "dkim", ServiceError("bad-reply", why))
             self._log("not-signed", session=session.id, why=why)
         return Verdict(edits=on_top(fields))
+
+    def _failed(
+        self, profile: Profile, session: Session, service: str, error: ServiceError
+    ) -> Verdict:
+        """The failure policy's verdict."""
+        told = str(error).removeprefix(f"{service}: ")
+        what = consequence(profile, session, service, error.kind)
+        passed = "accept-header" if what.marked else "accept"
+        outcome = "tempfail" if isinstance(what.decision, Refusal) else passed
+        self._count("failures_total", service, error.kind, outcome)
+        edits = (Add(UNSCANNED, f"{service}: {error.kind}"),) if what.marked else ()
+        return Verdict(what.decision, edits, f"{service}: {error.kind}: {told}")
 
 
 class _Draft:
@@ -310,14 +335,6 @@ def _both(first: str, second: str) -> str:
     return "; ".join(filter(None, (first, second)))
 
 
-def _failed(profile: Profile, session: Session, service: str, error: ServiceError) -> Verdict:
-    """The failure policy's verdict."""
-    told = str(error).removeprefix(f"{service}: ")
-    what = consequence(profile, session, service, error.kind)
-    edits = (Add(UNSCANNED, f"{service}: {error.kind}"),) if what.marked else ()
-    return Verdict(what.decision, edits, f"{service}: {error.kind}: {told}")
-
-
 def _enforced(verdict: Verdict, profile: Profile) -> Verdict:
     """The verdict, or with `enforce = false` a note of it."""
     if profile.enforce:
@@ -331,7 +348,7 @@ def _enforced(verdict: Verdict, profile: Profile) -> Verdict:
 
 def _within(session: Session, networks: Sequence[Network]) -> bool:
     """Is the peer in one of the networks?"""
-    address = session.address
+    address = session.address if networks else None
     return address is not None and any(address in network for network in networks)
 
 

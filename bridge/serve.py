@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bridge import log
@@ -29,9 +29,9 @@ from bridge.control import Control, Said
 from bridge.exporter import Exporter
 from bridge.filter import Filter
 from bridge.listen import Listener
-from bridge.metrics import Metrics
+from bridge.metrics import Metrics, ServerUse
 from bridge.notify import Notify
-from bridge.policy import Policy
+from bridge.policy import COUNTED, Policy
 from bridge.registration import changes
 from bridge.release import release
 from bridge.server import Server
@@ -108,7 +108,8 @@ class Bridge:
         gc.freeze()
 
     def _policy(self) -> Policy:
-        return Policy(self._config, self._services, self.log)
+        self._metrics.begin(COUNTED)
+        return Policy(self._config, self._services, self.log, self._metrics.count)
 
     async def serve_child(self, fd: int) -> None:
         """Serve the shim at the other end of the socket `fd`, until it closes."""
@@ -142,9 +143,16 @@ class Bridge:
 
     def _exporter(self) -> Exporter:
         def text() -> str:
-            return self._metrics.text(each.use for each in self.server.links)
+            links = (each.use for each in self.server.links)
+            return self._metrics.text(links, self._servers())
 
         return Exporter(self._config.bridge.metrics, text, self.log)
+
+    def _servers(self) -> Iterator[ServerUse]:
+        """Those whom the shipped policy asks; whom an application does, it knows itself."""
+        for service in () if self._process.application else self._services.upstreams:
+            for server in service.states():
+                yield ServerUse(service.name, server.server, server.state == "up")
 
     def _on_hangup(self) -> None:
         for line in self.reload()[1]:
@@ -162,7 +170,7 @@ class Bridge:
         try:
             new = load(self._process.file, profile=self._process.profile)
             services = build(new, self.log.on_change, self._metrics.asked)
-            policy = Policy(new, services, self.log)
+            policy = Policy(new, services, self.log, self._metrics.count)
             if self._listener is not None:
                 self._listener.renew(new)
         except ConfigError as error:

@@ -16,7 +16,7 @@ from bridge import edits, link, log
 from bridge.filter import Filter, Message
 from bridge.metrics import LinkUse, Metrics, shim_name
 from bridge.smtpd import events
-from bridge.smtpd.protocol import MESSAGE
+from bridge.smtpd.items import MESSAGE
 from bridge.smtpd.wire import longest_line
 
 STRANGERS_HEADER = 64 * 1024  # bytes of a frame before hello
@@ -24,6 +24,7 @@ COMMANDS = 16  # for each slot: they hold next to nothing, and mostly wait for t
 READ_AHEAD = 2  # times the grant: a shim that sends more is stopped from reading until then
 HIGH_WATER = 1 << 20  # bytes of answers that wait for the shim to read them
 FLUSH = 1.0  # seconds for the last answers to be written
+FAILED = "failed"  # instead of a decision, in the metrics
 
 Log = Callable[..., None]
 
@@ -45,6 +46,7 @@ class Server:
         self.slots, self.bytes, self.release = slots, bytes, release
         self.log = log
         self.metrics = metrics or Metrics(release)
+        self.metrics.begin({"requests_total": ((MESSAGE,), ("proceed", "reject", FAILED))})
         self.links: set[Link] = set()
 
     def hello(self) -> link.Header:
@@ -250,7 +252,7 @@ class Link(asyncio.Protocol):
 
     async def _answer(self, id: int, header: link.Header, body: bytes) -> None:
         clock = asyncio.get_running_loop().time
-        began, decision = clock(), "failed"
+        began, decision = clock(), FAILED
         try:
             answer, new = await self._decide(header, body)
             self.say({"kind": "answer", "id": id} | answer, new)

@@ -12,10 +12,11 @@ from bridge.config.schema import Upstream
 from bridge.services.endpoints import Tls
 from bridge.services.fcrdns import Cache, Checker, DnsResolver
 from bridge.services.http import Header, Parse, Upstreams
-from bridge.services.upstream import Rules, ServerState, ServiceError
+from bridge.services.upstream import KINDS, Rules, ServerState, ServiceError
 
 T = TypeVar("T")
 Observe = Callable[[str, str, float], None]
+OUTCOMES = ("ok", "given-up", *KINDS)  # of a request, as an observer is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class Services:
     fcrdns: Checker | None
     rspamd: Upstreams | None
     dkim: Upstreams | None
+
+    @property
+    def upstreams(self) -> tuple[Upstreams, ...]:
+        """Those that are asked over HTTP."""
+        return tuple(each for each in (self.rspamd, self.dkim) if each is not None)
 
     async def aclose(self) -> None:
         """Give up what is under way."""

@@ -15,7 +15,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
@@ -68,7 +68,8 @@ class FcRdns:
 
     def to_json(self) -> dict[str, Any]:
         """For a session's `keep`; names beyond the first KEPT_NAMES are left out."""
-        return asdict(self) | {"names": list(self.names[:KEPT_NAMES])}
+        names = list(self.names[:KEPT_NAMES])
+        return {"result": self.result, "name": self.name, "names": names, "reason": self.reason}
 
     @classmethod
     def from_json(cls, value: object) -> Self | None:

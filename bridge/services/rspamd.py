@@ -154,7 +154,8 @@ def unvis(text: str) -> str:
 def _ip(session: Session, local_ip: str) -> str:
     if session.local:
         return local_ip
-    return str(session.address).partition("%")[0] if session.address else ""
+    address = session.address
+    return str(address).partition("%")[0] if address else ""
 
 
 def _clean(value: str) -> str:
