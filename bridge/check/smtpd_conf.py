@@ -15,14 +15,15 @@ OWN_USER = "_filterbridge"
 NAME = "filter-bridge"
 
 # A command that does not begin with "/" is looked up there (smtpd.c, PATH_LIBEXEC): OpenSMTPD
-# portable installs to libexec/opensmtpd below its prefix, on Arch and older Debian below
-# /usr/lib; OpenBSD has a directory for ports alone (smtpd-defines.h).
+# portable installs to libexec/opensmtpd below its prefix, on Arch, older Alpine and older Debian
+# below /usr/lib; OpenBSD has a directory for ports alone (smtpd-defines.h).
 LIBEXEC = {
     "openbsd": ("/usr/local/libexec/smtpd",),
     "": (
         "/usr/libexec/opensmtpd",
         "/usr/local/libexec/opensmtpd",
         "/usr/local/libexec/smtpd",
+        "/usr/lib/opensmtpd",
         "/usr/lib/*/opensmtpd",
     ),
 }

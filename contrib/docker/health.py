@@ -2,16 +2,19 @@
 
 health.py bridge DIRECTORY          a bridge, at its control socket there
 health.py http HOST:PORT | PATH     GET /healthz has the status 200
+health.py smtp HOST:PORT            a mail to postmaster would be taken, filters and all
 """
 
 from __future__ import annotations
 
 import http.client
+import smtplib
 import socket
 import sys
 from pathlib import Path
 
 SECONDS = 4.0
+PATIENCE = 20.0  # of the same, where a filter is asked
 
 
 def connect(where: str) -> socket.socket:
@@ -33,6 +36,15 @@ def http_is_well(where: str) -> bool:
     return connection.getresponse().status == 200
 
 
+def smtp_is_well(where: str) -> bool:
+    """RCPT TO is answered well; the session ends there."""
+    host, _, port = where.rpartition(":")
+    with smtplib.SMTP(host, int(port), local_hostname="localhost", timeout=PATIENCE) as client:
+        client.ehlo_or_helo_if_needed()
+        client.mail("")
+        return client.rcpt("postmaster@example.org")[0] == 250
+
+
 def bridge_is_well(directory: str) -> bool:
     """The bridge of this container answers, if only that it does not know the command."""
     for path in Path(directory).glob("bridge-*.sock"):
@@ -47,5 +59,6 @@ def bridge_is_well(directory: str) -> bool:
 
 
 if __name__ == "__main__":
-    check = {"bridge": bridge_is_well, "http": http_is_well}[sys.argv[1]]
+    checks = {"bridge": bridge_is_well, "http": http_is_well, "smtp": smtp_is_well}
+    check = checks[sys.argv[1]]
     sys.exit(not check(sys.argv[2]))
