@@ -37,8 +37,8 @@ Around it:
                        state.py: what an author hangs on a session
     inprocess.py       `Filter.run()`, without a shim; core.py: its two threads
     opensmtpd.py       the callback API of 2018; shipped.py: policy.py within another filter
-    config/            the file: schema and processes (every key), kinds (of values), load (mistakes),
-                       failure, profiles, permissions
+    config/            the file: schema and processes (every key), kinds (types of values), load
+                       (mistakes), failure, profiles, permissions
     registration.py    what smtpd is asked for; failure.py: what a failure leads to
     spool.py, log.py   held messages on disk; how a log line reads
     check/             `filter-bridge check`;  keygen.py: DKIM keys

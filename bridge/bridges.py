@@ -77,7 +77,7 @@ class Bridges:
         self._retry_at: dict[Endpoint, float] = {}  # the same for each sidecar
         self._complaints: dict[str, tuple[str, float]] = {}  # by sidecar: the last, and when
         self._down_since: float | None = clock()  # when the last bridge went
-        self._turn = 0  # who is offered requests first
+        self._sent = 0  # requests; says whose turn it is
 
     # The loop's side ----------------------------------------------------------------------
 
@@ -119,19 +119,24 @@ class Bridges:
 
     def pump(self, now: float) -> None:
         """Hand out what the bridges can take, write what they take."""
-        self._turn += 1
         up = [end for end in self.ends if end.up]
         good = [end for end in up if not end.doubtful(now)] or up
-        first = self._turn % max(1, len(good))
-        for end in good[first:] + good[:first]:
-            while (item := self._dispatcher.next_for(end.lane, now)) is not None:
-                self._send(end, item, now)
+        first = self._sent % max(1, len(good))
+        # Who has the least to do, first: one that hangs does not get half of all that comes.
+        takers = sorted(good[first:] + good[:first], key=lambda end: end.lane.open)
+        while takers:  # one each in turn, as long as there are some
+            for end in list(takers):
+                if (item := self._dispatcher.next_for(end.lane, now)) is None:
+                    takers.remove(end)
+                else:
+                    self._send(end, item, now)
         for end in list(self.ends):
             if end.wants_write:
                 self._write(end)
 
     def _send(self, end: LinkEnd, item: Pending, now: float) -> None:
         self._dispatcher.send(item, end.lane, now)
+        self._sent += 1
         slot = item.slot
         header: link.Header = {
             "kind": "request",

@@ -18,7 +18,7 @@ from bridge.config import Endpoint
 if TYPE_CHECKING:
     import ssl
 
-    from bridge.config.schema import Shim
+    from bridge.config.processes import Shim
 
 Secure = Callable[[socket.socket], "ssl.SSLSocket"]
 Found = list[tuple[Any, ...]] | OSError  # what getaddrinfo gave

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Sequence
 
 from bridge.config import Config, Endpoint
-from bridge.config.schema import Bridge
+from bridge.config.processes import Bridge
 from bridge.server import Link, Server
 
 FIRST_FD = 3  # sd_listen_fds(3)

@@ -6,10 +6,10 @@ application wants, only its hello says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
-from bridge.config import Config, Profile
+from bridge.config import Config, Endpoint, Profile
 from bridge.smtpd import events
 from bridge.smtpd.items import Registration
 
@@ -79,3 +79,12 @@ def from_hello(wanted: object) -> Registration | None:
     if not (phases <= events.PHASES.keys() and reports | out <= events.REPORTS.keys()):
         return None
     return Registration(phases, reports, out, bool(wanted.get("asks_commit")))
+
+
+def exposed(wanted: Registration, connect: Sequence[Endpoint]) -> str:
+    """What must not go to these bridges, and why; "" if all may.  A request of the phase auth
+    holds the password in clear."""
+    far = next((each for each in connect if not each.path), None)
+    if far is None or "auth" not in wanted.phases:
+        return ""
+    return f"auth holds passwords and can't go to {far}; hint: connect to a unix socket"

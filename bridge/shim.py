@@ -25,7 +25,7 @@ from bridge.dial import Dialer
 from bridge.dispatch import Dispatcher, Pending
 from bridge.failure import REASONS, UNSCANNED, about, consequence, outcome
 from bridge.linkend import LinkEnd
-from bridge.registration import from_hello, shipped
+from bridge.registration import exposed, from_hello, shipped
 from bridge.smtpd import events, wire
 from bridge.smtpd.decisions import NO_SPACE, Decision, Proceed, Refusal, tempfail
 from bridge.smtpd.items import MESSAGE, BadLine, Broken, Item, Oversize, Slot, Withheld
@@ -142,9 +142,7 @@ class Shim:
 
     def _keep_time(self, now: float) -> None:
         for item in self._dispatcher.expired(now):
-            kind = "timeout" if item.lane else "unreachable"
-            if not self._guarded(self.on_given_up, item, kind):
-                self._guarded(self._last_resort, item)
+            self._guarded(self.on_given_up, item, "timeout" if item.lane else "unreachable")
 
     def _guarded(self, call: Callable[..., object], *arguments: object) -> bool:
         """Whatever goes wrong in one step must not end the process: smtpd would end too.  Did
@@ -306,21 +304,20 @@ class Shim:
             self._answer(item, Proceed(), (), reason)
 
     def _answer_forgotten(self) -> None:
-        """Answer requests that were taken from smtpd and that nobody works on: whatever should
-        have done something with them has failed."""
+        """Answer requests that were taken from smtpd and that nobody works on, or that are late:
+        whatever should have done something with them has failed."""
         self._something_failed = False
+        now = self._clock()
         for live in list(self.protocol.sessions.values()):
             slot = live.slot
             if slot is None or not slot.open:
                 continue
             item = self._dispatcher.of_session(slot.session.id)
-            if item is None or item.slot is not slot or self._dispatcher.get(item.id) is None:
-                self.protocol.answer(slot, tempfail(slot.phase))
-
-    def _last_resort(self, item: Pending) -> None:
-        """The failure policy itself has failed: an answer there must be."""
-        self._dispatcher.done(item)
-        self.protocol.answer(item.slot, tempfail(item.slot.phase))
+            if item is not None and self._dispatcher.get(item.id) is item:
+                if item.slot is slot and item.deadline > now:
+                    continue
+                self._dispatcher.done(item)
+            self.protocol.answer(slot, tempfail(slot.phase))
 
     def _on_oversize(self, session: Session) -> None:
         """A message that can't be held: it passes line by line, or is refused."""
@@ -369,8 +366,12 @@ class Shim:
 
     def on_hello(self, header: link.Header) -> None:
         """A bridge came up; an application's says what it wants to be asked."""
-        if self._wanted is None:
-            self._wanted = from_hello(header.get("registration"))
+        if self._wanted is None and (wanted := from_hello(header.get("registration"))):
+            if why := exposed(wanted, self.config.shim.connect):
+                self.log("start-failed", error=why)
+                self._smtpd.gone = True
+            else:
+                self._wanted = wanted
 
     def on_unreadable(self, item: Pending, error: OSError) -> None:
         """A message is lost in its file: refused, so that its sender tries again."""

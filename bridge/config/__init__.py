@@ -4,6 +4,7 @@
     kinds       how one value is read
     rows        what a key is
     schema      which keys there are
+    processes   those of the two processes themselves
     failure     those for mail that could not be judged, and the choice among them
     profiles    the whole as a value, and which part of it serves a session
     load        a file's text to that value, all mistakes at once

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from bridge.config import schema
+from bridge.config import processes, schema
 from bridge.config.failure import Failures
 from bridge.smtpd.session import Session
 
@@ -83,9 +83,9 @@ class Config:
     """A whole, checked configuration."""
 
     file: str
-    shim: schema.Shim
-    bridge: schema.Bridge
-    log: schema.Log
+    shim: processes.Shim
+    bridge: processes.Bridge
+    log: processes.Log
     main: Profile  # for sessions that no profile fits
     profiles: tuple[Profile, ...]
     warnings: tuple[str, ...] = ()  # for the log, a line for each

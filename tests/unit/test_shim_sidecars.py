@@ -51,6 +51,23 @@ def test_one_that_cannot_be_reached_is_told_once_an_hour_while_another_serves(
         survived(world)
 
 
+def test_messages_are_shared_out_and_who_has_less_to_do_gets_more() -> None:
+    with World(Acting(silent), PLAIN, places=3) as world:
+        outcomes = [begun(world)[1] for _ in range(7)]
+        assert sorted(len(each.requests) for each in world.links) == [2, 2, 3]
+        hung, *others = world.links
+        for each in others:
+            for header, _ in each.requests:
+                each.answer(header["id"])
+        had = len(hung.requests)
+        outcomes += [begun(world)[1] for _ in range(2)]
+        assert len(hung.requests) == had
+        for each in world.links:
+            for header, _ in each.requests:
+                each.answer(header["id"])
+        assert [world.wait(outcome).code for outcome in outcomes] == [250] * 9
+
+
 def test_one_that_owes_a_sign_of_life_is_not_asked_while_another_gives_it() -> None:
     class OneLate(Acting):
         def linked(self, straw: Straw) -> None:
