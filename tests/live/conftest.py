@@ -1,13 +1,18 @@
-"""What do all live tests share: their marker, the versions, and the log of a failed server."""
+"""What do live tests share: their marker, the versions, the service of a file, and the log of a
+failed server?
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from bridge.testing.http import StandIn
 from tests.live import kept, places
+from tests.live.rspamd import Rspamd
+from tests.unit.standing import standing_in
 
 HERE = Path(__file__).parent
 # What a failure report shows of each server's log, from its end.
@@ -32,6 +37,20 @@ def _able() -> None:
 def version(request: pytest.FixtureRequest) -> str:
     """Each version of OpenSMTPD in turn."""
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def rspamd() -> Iterator[Rspamd]:
+    """One for all tests of a file; who stops it, or needs another, makes their own."""
+    with Rspamd() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[StandIn]:
+    """In rspamd's place, for all tests of a file."""
+    with standing_in("ok") as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

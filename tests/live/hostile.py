@@ -10,6 +10,7 @@ import re
 import time
 from pathlib import Path
 
+from tests.live import places
 from tests.live.letters import LETTER, Post
 from tests.live.waiting import eventually
 
@@ -29,10 +30,10 @@ TICKS, WITHIN = 12, 0.2
 class Attacked:
     """A server under attack and its letters."""
 
-    def __init__(self, post: Post, longest: int) -> None:
+    def __init__(self, post: Post) -> None:
         self.post = post
         self.mta = post.mta
-        self.longest = longest  # what it takes back in one line
+        self.longest = places.LONGEST[post.mta.version]  # what it takes back in one line
         self._began = {process.pid for process in self.mta.processes()}
 
     def unharmed(self) -> None:

@@ -20,6 +20,8 @@ from tests.live.trixie import COMMAND, PROJECT, trixie
 ROOT = Path(__file__).parents[2]
 PARTS = ("bridge", "contrib", "tests")  # what of the project a filter may want
 VERSIONS = ("6.8", "7.6")
+# The longest line that each takes back from a filter; longer ones made other filters its end.
+LONGEST = {"6.8": 1997, "7.6": 65_485}
 
 TOOLS = (
     "smtpd", "rspamd", "opendkim-testmsg", "unshare", "nsenter", "setpriv", "mmdebstrap",

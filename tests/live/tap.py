@@ -8,7 +8,6 @@ import socket
 import socketserver
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 PATIENCE = 20.0
@@ -63,12 +62,7 @@ class Tap:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

@@ -50,12 +50,6 @@ LISTENERS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=places.VERSIONS)
 def post(request: pytest.FixtureRequest, rspamd: Rspamd) -> Iterator[Post]:
     files = {

@@ -67,12 +67,6 @@ match from any for domain "bounce.example" action "refuse"
 
 
 @pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def signer() -> Iterator[Signer]:
     with Signer(["example.org", HOSTNAME]) as server:
         yield server

@@ -12,16 +12,17 @@ import pytest
 
 from bridge.keygen import Key, keygen
 from tests.live import addresses, places
+from tests.live.bridged import bridged
 from tests.live.letters import Post, ready, submit
 from tests.live.mail import Delivered
 from tests.live.rspamd import USER, Rspamd
 from tests.live.verifiers import DkimPy, OpenDkim, Verifier, on_the_wire, one_by_one
-from tests.live.world import Listener, OpenSMTPD
+from tests.live.world import Listener
 
 CONFIGURATION = """
 fcrdns.enabled = false
 [rspamd]
-servers = ["RSPAMD"]
+servers = ["{rspamd}"]
 local_ip = true
 """
 RECIPE = """
@@ -50,10 +51,10 @@ def rspamd(key: Key) -> Iterator[Rspamd]:
 
 @pytest.fixture(scope="module", params=places.VERSIONS)
 def post(request: pytest.FixtureRequest, rspamd: Rspamd) -> Iterator[Post]:
-    with OpenSMTPD(
+    with bridged(
         request.param,
-        filters={"bridge": "{bridge} -f {dir}/bridge.toml"},
-        files={"bridge.toml": CONFIGURATION.replace("RSPAMD", rspamd.url)},
+        CONFIGURATION,
+        values={"rspamd": rspamd.url},
         listeners=[Listener(), *([Listener.submission()] if request.param == "7.6" else [])],
         users={"al@example.org": "secret", "eve@example.net": "secret"},
     ) as mta:

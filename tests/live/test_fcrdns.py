@@ -6,7 +6,6 @@ server serves them all. What the DNS says to whom stands in ZONE.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,11 +13,21 @@ import pytest
 
 from bridge.testing.dns import DnsServer
 from tests.live import addresses, places
-from tests.live.addresses import free_port
-from tests.live.bridged import bridged, lines, message
-from tests.live.mail import Delivered
+from tests.live.bridged import bridged, message
+from tests.live.iprev import (
+    FAILED,
+    FIELD,
+    TEMPORARY,
+    ident,
+    iprev,
+    log_of,
+    offer,
+    refused,
+    results,
+    the_mail,
+)
 from tests.live.rspamd import Rspamd
-from tests.live.world import Client, Listener, OpenSMTPD, Reply, eventually
+from tests.live.world import Client, Listener, OpenSMTPD, eventually
 
 PORTS = {
     "default": 25, "disconnect": 2501, "reject": 2502, "mark": 2503, "ignore": 2504,
@@ -88,9 +97,6 @@ ZONE = """
 # asks a server of its own, which just does not know these.
 ZONE_OF_SMTPD = "".join(line for line in ZONE.splitlines(True) if "timeout" not in line)
 
-FAILED = "550 5.7.25 Reverse DNS validation failed"
-TEMPORARY = "451 4.7.25 Reverse DNS lookup failed, try again later"
-
 
 class Peer(NamedTuple):
     """A client: where it comes from, what iprev says of it, and of which name."""
@@ -130,12 +136,6 @@ UNSAID = {
 
 
 @pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def names() -> Iterator[DnsServer]:
     """The DNS that our filter asks, and nobody else."""
     server = addresses.nameserver(ZONE)
@@ -171,58 +171,6 @@ def mta(request: pytest.FixtureRequest, rspamd: Rspamd, names: DnsServer) -> Ite
 with_tls = pytest.mark.parametrize("mta", ["7.6"], indirect=True)
 
 
-def the_mail(mta: OpenSMTPD, ident: str) -> Delivered:
-    """The one delivered mail with this Message-ID."""
-    wanted = f"<{ident}@client.example>".encode()
-
-    def found() -> list[Delivered]:
-        return [mail for mail in mta.mails() if mail.header("Message-ID") == [wanted]]
-
-    [mail] = eventually(f"delivery of {ident}", found)
-    return mail
-
-
-def results(mail: Delivered) -> list[str]:
-    """Its Authentication-Results, unfolded."""
-    fields = mail.header("Authentication-Results")
-    return [re.sub(r"\n[ \t]", " ", value.decode("ascii")) for value in fields]
-
-
-# RFC 8601, 2.2: an authserv-id, one method, its reason and its property, and a comment.
-_TOKEN, _QUOTED = r"[!#$%&'*+\-.0-9A-Z^_`a-z{|}~]+", r'"(?:[^"\\]|\\.)*"'
-FIELD = re.compile(
-    rf"(?P<id>{_TOKEN}|{_QUOTED}); iprev=(?P<result>[a-z]+)"
-    rf"(?: reason=(?P<reason>{_TOKEN}|{_QUOTED}))?"
-    rf" policy\.iprev=(?P<address>{_TOKEN}|{_QUOTED})"
-    r"(?: \((?P<name>[^()\\]*)\))?"
-)
-
-
-def iprev(mail: Delivered) -> dict[str, str]:
-    """What its one Authentication-Results says."""
-    [field] = results(mail)
-    match = FIELD.fullmatch(field)
-    assert match, field
-    return {key: value.strip('"') for key, value in match.groupdict(default="").items()}
-
-
-def ident(*words: str) -> str:
-    """A word for a Message-ID."""
-    return "-".join(re.sub(r"[^a-z0-9]+", ".", word.lower()).strip(".") for word in words)
-
-
-def refused(reply: Reply, expected: str) -> bool:
-    """Is it this reply, with the session's id behind it?"""
-    return re.fullmatch(re.escape(expected) + r" \[[0-9a-f]{16}\]", str(reply)) is not None
-
-
-def log_of(mta: OpenSMTPD, event: str, client: Client) -> dict[str, str]:
-    """The one log line of that event about a client's session."""
-    mta.wait_log(rf"^bridge: {event} .*peer={re.escape(client.local)} ")
-    [line] = [each for each in lines(mta.log(), event) if each["peer"] == client.local]
-    return line
-
-
 # What each policy makes of each result ---------------------------------------------------------
 
 
@@ -236,21 +184,12 @@ def test_a_recipient_is_refused_or_the_message_marked(
     with mta.client(policy, source=peer.address) as client:
         assert client.banner is not None
         assert client.banner.code == 220
-        client.ehlo()
-        assert client.mail("sender@client.example").ok
-        said = client.rcpt("rcpt@example.org")
+        offer(client, message(name), reply)
         if reply:
-            assert refused(said, reply)
             line = log_of(mta, "refused" if reply == FAILED else "deferred", client)
             assert line["phase"] == "rcpt-to"
             assert line["by"].startswith(f"fcrdns: {peer.result} ")
             assert (line["reply"], line["from"]) == (reply, "<sender@client.example>")
-            # RFC 5321, 4.5.1: everybody may write to postmaster; and the session goes on.
-            assert client.rcpt("postmaster@example.org").ok
-        else:
-            assert said.ok
-        assert client.data().code == 354
-        assert client.message(message(name)).code == 250
     mail = the_mail(mta, name)
     if peer.result in UNSAID.get(policy, ()):
         assert results(mail) == []
@@ -368,16 +307,7 @@ BY_SMTPD = {
 def test_smtpds_own_check_can_be_the_source(mta: OpenSMTPD, peer: Peer, reply: str | None) -> None:
     name = ident("smtpd", peer.address)
     with mta.client("smtpd", source=peer.address) as client:
-        client.ehlo()
-        assert client.mail("a@client.example").ok
-        said = client.rcpt("b@example.org")
-        if reply:
-            assert refused(said, reply)
-            assert client.rcpt("postmaster@example.org").ok
-        else:
-            assert said.ok
-        assert client.data().code == 354
-        assert client.message(message(name)).code == 250
+        offer(client, message(name), reply)
     found = iprev(the_mail(mta, name))
     assert (found["result"], found["name"]) == (peer.result, peer.name)
 
@@ -429,81 +359,3 @@ def test_only_who_is_checked_is_looked_up(mta: OpenSMTPD, names: DnsServer) -> N
     assert mta.send(message("unasked"), source="127.9.2.2", listener="reject").ok
     assert mta.send(message("believed"), source="127.8.0.10", listener="smtpd").ok
     assert names.asked("127.9.2.2") == 0
-
-
-# IPv6 ------------------------------------------------------------------------------------------
-
-SIX = """
-[fcrdns]
-nameservers = ["{dns}"]
-exempt_networks = []
-cache_entries = 0
-temperror = "mark"
-[rspamd]
-servers = ["{rspamd}"]
-"""
-# A machine has one IPv6 loopback address, so here it is the zone that differs.
-ZONES: dict[str, tuple[str, str, str]] = {
-    "the name leads back": ("$PTR ::1 six.example\nsix.example AAAA ::1", "pass", "six.example"),
-    "one of several addresses is its own": (
-        "$PTR ::1 six.example\nsix.example AAAA 2001:db8::1\nsix.example AAAA 0:0::0:1",
-        "pass",
-        "six.example",
-    ),
-    "there is no PTR": ("", "permerror", ""),
-    "the name has only an IPv4 address": (
-        "$PTR ::1 six.example\nsix.example A 1.2.3.4",
-        "fail",
-        "",
-    ),
-    "the name has another's address": (
-        "$PTR ::1 six.example\nsix.example AAAA 2001:db8::1",
-        "fail",
-        "",
-    ),
-    "SERVFAIL": ("$FAULT ::1 servfail", "temperror", ""),
-}
-
-
-@pytest.fixture(scope="module", params=places.VERSIONS)
-def six(request: pytest.FixtureRequest, rspamd: Rspamd) -> Iterator[OpenSMTPD]:
-    listeners = [Listener("six", free_port("::1"), "::1")]
-    values = {"rspamd": rspamd.url}
-    with bridged(request.param, SIX, values=values, listeners=listeners) as running:
-        yield running
-
-
-@pytest.mark.parametrize(("zone", "result", "name"), ZONES.values(), ids=ZONES.keys())
-def test_a_client_with_an_ipv6_address(
-    six: OpenSMTPD, rspamd: Rspamd, zone: str, result: str, name: str
-) -> None:
-    six.dns.replace(zone)
-    which = ident("six", zone)
-    with six.client() as client:
-        client.ehlo()
-        assert client.mail("a@client.example").ok
-        said = client.rcpt("b@example.org")
-        if result in ("fail", "permerror"):
-            assert refused(said, FAILED)
-            assert client.rcpt("postmaster@example.org").ok
-        else:
-            assert said.ok
-        assert client.data().code == 354
-        assert client.message(message(which)).code == 250
-    found = iprev(the_mail(six, which))
-    assert (found["result"], found["address"], found["name"]) == (result, "::1", name)
-    assert rspamd.seen()[-1]["request"]["IP"] == "::1"
-    assert rspamd.seen()[-1]["request"].get("Hostname", "") == name
-
-
-@pytest.mark.parametrize("networks", ["", '"::/64"'], ids=["the default", "another network"])
-def test_loopback_is_exempt_unless_told_otherwise(version: str, networks: str) -> None:
-    toml = '[fcrdns]\nnameservers = ["{dns}"]\n' + (
-        f"exempt_networks = [{networks}]\n" if networks else ""
-    )
-    toml += "[rspamd]\nenabled = false\n"
-    with bridged(version, toml, listeners=[Listener("six", free_port("::1"), "::1")]) as mta:
-        with mta.client() as client:
-            assert client.deliver("a@client.example", ["b@example.org"], message()).code == 250
-        assert results(mta.wait_delivered(1)[0]) == []
-        assert mta.alive

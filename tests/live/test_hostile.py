@@ -12,19 +12,18 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.live import places
+from tests.live.bridged import bridged
 from tests.live.client import Client, Closed, Reply
 from tests.live.hostile import SECRET, Attacked, broken
 from tests.live.letters import HEAD, SENDER, ready
 from tests.live.rspamd import Rspamd, verdict
-from tests.live.world import Listener, OpenSMTPD
+from tests.live.world import Listener
 
 CONFIGURATION = """
 [rspamd]
-servers = ["RSPAMD"]
+servers = ["{rspamd}"]
 score_header = "always"
 """
-# What OpenSMTPD takes back in one line; longer ones made other filters its end.
-LONGEST = {"6.8": 1997, "7.6": 65_485}
 USERS = {"al|ice": SECRET, "zo\u00eb": SECRET, "b'o\"b<>": SECRET}
 
 
@@ -34,23 +33,17 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def attacked(version: str, rspamd: Rspamd) -> Iterator[Attacked]:
     tls = version != "6.8"
-    with OpenSMTPD(
+    with bridged(
         version,
-        filters={"bridge": "{bridge} -f {dir}/bridge.toml"},
-        files={"bridge.toml": CONFIGURATION.replace("RSPAMD", rspamd.url)},
+        CONFIGURATION,
+        values={"rspamd": rspamd.url},
         listeners=[Listener(), *([Listener.submission()] if tls else [])],
         users=USERS if tls else None,
         limits=["smtp limit max-rcpt 5000"],
     ) as mta:
-        yield Attacked(ready(mta, "bridge"), LONGEST[version])
+        yield Attacked(ready(mta, "bridge"))
         assert mta.alive
     assert not mta.leftovers
 

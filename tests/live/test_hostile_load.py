@@ -12,34 +12,25 @@ from collections.abc import Iterator
 import pytest
 
 from tests.live import addresses, places
-from tests.live.bridged import connected
+from tests.live.bridged import bridged, connected
 from tests.live.client import Client
 from tests.live.hostile import Attacked
 from tests.live.letters import HEAD, SENDER, ready
 from tests.live.rspamd import Rspamd
-from tests.live.world import OpenSMTPD, eventually
+from tests.live.world import eventually
 
-BRIDGE = {"bridge": "{bridge} -f {dir}/bridge.toml"}
 CONFIGURATION = """
 [shim]
 max_memory = "4M"
 [rspamd]
-servers = ["RSPAMD"]
+servers = ["{rspamd}"]
 """
-LONGEST = {"6.8": 1997, "7.6": 65_485}  # what OpenSMTPD takes back in one line
-
-
-@pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
 
 
 @pytest.fixture(scope="module", params=places.VERSIONS)
 def attacked(request: pytest.FixtureRequest, rspamd: Rspamd) -> Iterator[Attacked]:
-    files = {"bridge.toml": CONFIGURATION.replace("RSPAMD", rspamd.url)}
-    with OpenSMTPD(request.param, filters=BRIDGE, files=files) as mta:
-        yield Attacked(ready(mta, "bridge"), LONGEST[request.param])
+    with bridged(request.param, CONFIGURATION, values={"rspamd": rspamd.url}) as mta:
+        yield Attacked(ready(mta, "bridge"))
         assert mta.alive
     assert not mta.leftovers
 
@@ -128,10 +119,10 @@ message_deadline = "8s"
 [bridge]
 slots = 4
 [fcrdns]
-nameservers = ["DNS:53"]
+nameservers = ["{silent}:53"]
 exempt_networks = ["127.0.0.1/32"]
 [rspamd]
-servers = ["RSPAMD"]
+servers = ["{rspamd}"]
 deadline = "7s"
 """
 STRANGERS = [f"127.66.0.{number}" for number in range(1, 41)]
@@ -148,9 +139,9 @@ def test_whose_reverse_dns_is_slow_keeps_nobody_s_message_from_being_judged(
     with contextlib.ExitStack() as stack:
         silent = addresses.nameserver(NEVER)
         stack.callback(silent.stop)
-        toml = SLOW_DNS.replace("DNS", silent.hosts[0]).replace("RSPAMD", rspamd.url)
-        server = OpenSMTPD(version, filters=BRIDGE, files={"bridge.toml": toml}, zone=GOOD)
-        attacked = Attacked(ready(stack.enter_context(server), "bridge"), LONGEST[version])
+        values = {"silent": silent.hosts[0], "rspamd": rspamd.url}
+        server = bridged(version, SLOW_DNS, values=values, zone=GOOD)
+        attacked = Attacked(ready(stack.enter_context(server), "bridge"))
         over = threading.Event()
 
         def stranger(host: str) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.live import places
+from tests.live.bridged import bridged
 from tests.live.client import Client
 from tests.live.letters import DATED, HEAD, LETTER, SENDER, Post, ready, settled
 from tests.live.rspamd import GTUBE, Rspamd
-from tests.live.world import Listener, OpenSMTPD, eventually, stored
+from tests.live.world import Listener, eventually, stored
 
 # 127.0.0.1 is exempt from the reverse DNS check, so nothing at all is added to its mail;
 # that of 127.5.5.5 gets an Authentication-Results field.
@@ -30,26 +31,18 @@ CONFIGURATION = """
 nameservers = ["{dns}"]
 exempt_networks = ["127.0.0.1/32"]
 [rspamd]
-servers = ["RSPAMD"]
+servers = ["{rspamd}"]
 timeout = "10s"
 """
-LONGEST = {"6.8": 1997, "7.6": 65_485}  # what smtpd takes back
-
-
-@pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
 
 
 @pytest.fixture(scope="module", params=places.VERSIONS)
 def post(request: pytest.FixtureRequest, rspamd: Rspamd) -> Iterator[Post]:
-    files = {"bridge.toml": CONFIGURATION.replace("RSPAMD", rspamd.url)}
     listeners = [Listener(), Listener("plain", 2525, filters=())]
-    with OpenSMTPD(
+    with bridged(
         request.param,
-        filters={"bridge": "{bridge} -f {dir}/bridge.toml"},
-        files=files,
+        CONFIGURATION,
+        values={"rspamd": rspamd.url},
         listeners=listeners,
         zone=ZONE,
     ) as mta:
@@ -148,7 +141,7 @@ def test_the_longest_lines_that_can_go_back(post: Post) -> None:
     lines = [60_000, 65_485] if post.mta.version == "7.6" else [1_996, 1_997]
     body = b"".join(b"x" * length + b"\r\n" for length in lines)
     # A line that starts with a dot travels with one more.
-    body += b"." + b"y" * (LONGEST[post.mta.version] - 2) + b"\r\nend\r\n"
+    body += b"." + b"y" * (places.LONGEST[post.mta.version] - 2) + b"\r\nend\r\n"
     mail = post.send(DATED + b"\r\n" + body)
     assert mail.body == stored(body)
     assert "long-lines-broken" not in post.mta.log()

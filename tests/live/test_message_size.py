@@ -18,7 +18,6 @@ from tests.live.letters import DATED, SENDER, Post, ready
 from tests.live.rspamd import Rspamd, verdict
 from tests.live.world import Client, Listener, OpenSMTPD, eventually, stored
 
-LONGEST = {"6.8": 1997, "7.6": 65_485}  # what smtpd takes back
 TOO_LONG = {"6.8": 5000, "7.6": 65_500}
 
 SERVICES = """
@@ -58,12 +57,6 @@ LISTENERS = [
     Listener("full", 2701, filters=("full",)),
     Listener("closed", 2702, filters=("closed",)),
 ]
-
-
-@pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
 
 
 @pytest.fixture(scope="module", params=places.VERSIONS)
@@ -120,7 +113,7 @@ def big(size: int, mark: bytes) -> bytes:
 
 
 def test_a_line_too_long_to_go_back_is_broken_and_the_log_says_so(post: Post) -> None:
-    longest, length = LONGEST[post.mta.version], TOO_LONG[post.mta.version]
+    longest, length = places.LONGEST[post.mta.version], TOO_LONG[post.mta.version]
     line = bytes(range(33, 127)) * (length // 94 + 1)
     just = b"y" * (longest + 1)
     message = DATED + b"\r\nbefore\r\n" + line[:length] + b"\r\n" + just + b"\r\n.after\r\n"
@@ -144,7 +137,7 @@ def test_a_line_too_long_to_go_back_is_refused_if_so_configured(post: Post) -> N
     with post.mta.client("reject") as client:
         reply = post.refused(client, message)
         assert str(reply).startswith("554 5.6.0 A line of the message is too long [")
-        exact = DATED + b"\r\n" + b"x" * LONGEST[post.mta.version] + b"\r\n"
+        exact = DATED + b"\r\n" + b"x" * places.LONGEST[post.mta.version] + b"\r\n"
         assert post.sent(client, exact).body == stored(exact.partition(b"\r\n\r\n")[2])
     post.mta.wait_log(r'reject: refused session=\w+ .* phase=message by=shim reply="554 5\.6\.0 ')
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.live import places
 from tests.live.addresses import free_port
+from tests.live.bridged import bridged
 from tests.live.letters import DATED, LETTER, SENDER, Post, ready, submit
 from tests.live.rspamd import PORT, Rspamd, verdict
 from tests.live.tap import Asked, Tap
@@ -30,7 +31,7 @@ exempt_networks = ["127.0.0.1/32"]
 fail = "mark"
 permerror = "mark"
 [rspamd]
-servers = ["RSPAMD"]
+servers = ["{rspamd}"]
 headers = { "MTA-Tag" = "mx1" }
 [[profile]]
 name = "submission"
@@ -51,12 +52,6 @@ HTTPS_OWN = ("Host", "Accept-Encoding", "Connection")
 
 
 @pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def tap(rspamd: Rspamd) -> Iterator[Tap]:
     with Tap(rspamd.address, PORT) as relay:
         yield relay
@@ -66,10 +61,10 @@ def server(version: str, tap: Tap) -> OpenSMTPD:
     """6.8 can't do TLS here, so its port 587 is an open one."""
     secure = Listener.submission(), Listener.submission(name="trusted", port=2501)
     open_one = Listener("submission", 587), Listener("trusted", 2501)
-    return OpenSMTPD(
+    return bridged(
         version,
-        filters={"bridge": "{bridge} -f {dir}/bridge.toml"},
-        files={"bridge.toml": CONFIGURATION.replace("RSPAMD", tap.url)},
+        CONFIGURATION,
+        values={"rspamd": tap.url},
         listeners=[
             Listener(),
             Listener("six", free_port("::1"), "::1"),

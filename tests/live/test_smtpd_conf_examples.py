@@ -11,36 +11,19 @@ import pytest
 
 from bridge import config
 from tests.live import places
-from tests.live.world import Listener, OpenSMTPD
+from tests.live.documented import reader, verdict_on
+from tests.live.world import OpenSMTPD
 
 EXAMPLES = {
     path.name: path.read_text()
     for path in sorted((Path(__file__).parents[2] / "contrib/smtpd").glob("*.conf"))
 }
-# What stands in for the reader's own files.
-FILES = {
-    "/etc/ssl/mx.example.org.crt": "{dir}/cert.pem",
-    "/etc/ssl/private/mx.example.org.key": "{dir}/key.pem",
-    "/etc/mail/virtual": "{dir}/virtual",
-    "/etc/mail/credentials": "{dir}/credentials",
-}
-TABLES = {"virtual": "info@example.org: vmail\n", "credentials": "alice@example.org $6$salt$hash\n"}
 
 
 @pytest.fixture(scope="module", params=places.VERSIONS)
 def mta(request: pytest.FixtureRequest) -> Iterator[OpenSMTPD]:
-    """A server in whose world smtpd can be run; its TLS listener makes a certificate."""
-    with OpenSMTPD(request.param, listeners=[Listener(tls="tls")], files=TABLES) as server:
+    with reader(request.param) as server:
         yield server
-
-
-def verdict_on(mta: OpenSMTPD, text: str) -> str:
-    """What `smtpd -n` says of a configuration."""
-    for theirs, ours in FILES.items():
-        text = text.replace(theirs, ours)
-    path = mta.write("example.conf", text)
-    done = mta.run(["/usr/sbin/smtpd", "-n", "-f", str(path)])
-    return f"{done.returncode} {(done.stdout + done.stderr).decode().strip()}"
 
 
 def test_there_are_examples() -> None:

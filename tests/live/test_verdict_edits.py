@@ -37,16 +37,9 @@ LISTENERS = [
     Listener(filters=("bridge",)),
     Listener("junk", 2501, filters=("junk", "bridge")),
 ]
-LONGEST = {"6.8": 1997, "7.6": 65_485}  # what smtpd takes back
 V = "X-Test-Verdict"
 # What a letter has from top to bottom.
 NAMES = ["Received", V, "From", "To", "Date", "Message-ID", "Subject"]
-
-
-@pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
 
 
 @pytest.fixture(scope="module", params=places.VERSIONS)
@@ -208,7 +201,7 @@ def test_the_body_is_replaced(post: Post, body: str, arrives: bytes) -> None:
 
 
 def test_lines_of_a_new_body_that_are_too_long_are_broken(post: Post) -> None:
-    longest = LONGEST[post.mta.version]
+    longest = places.LONGEST[post.mta.version]
     line = "x" * longest
     arrives = b"%s\n%s\n x\nend\n" % (line.encode(), line.encode())
     assert replaced(post, f"{line}\r\n{line}x\r\nend\r\n") == arrives

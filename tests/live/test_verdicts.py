@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from tests.live import places
+from tests.live.bridged import bridged
 from tests.live.letters import HEAD, LETTER, Post, ready
 from tests.live.rspamd import GTUBE, Rspamd, verdict
-from tests.live.world import Listener, OpenSMTPD, stored
+from tests.live.world import Listener, stored
 
 CONFIGURATION = """
 fcrdns.enabled = false
 [rspamd]
-servers = ["RSPAMD"]
+servers = ["{rspamd}"]
 actions = { "custom tag" = "add header" }
 
 [[profile]]
@@ -55,18 +56,12 @@ PORTS = {"lenient": 2501, "marking": 2502, "deferring": 2503, "watching": 2504}
 VERDICT = "X-Test-Verdict"
 
 
-@pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=places.VERSIONS)
 def post(request: pytest.FixtureRequest, rspamd: Rspamd) -> Iterator[Post]:
-    with OpenSMTPD(
+    with bridged(
         request.param,
-        filters={"bridge": "{bridge} -f {dir}/bridge.toml"},
-        files={"bridge.toml": CONFIGURATION.replace("RSPAMD", rspamd.url)},
+        CONFIGURATION,
+        values={"rspamd": rspamd.url},
         listeners=[Listener(), *(Listener(name, port) for name, port in PORTS.items())],
     ) as mta:
         yield ready(mta, "bridge")

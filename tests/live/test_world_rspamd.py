@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,12 +13,6 @@ from tests.live.rspamd import GTUBE, Rspamd, verdict
 
 MESSAGE = b"Message-ID: <1@client.example>\r\nSubject: hello\r\n\r\nhello\r\n"
 HEADERS = {"IP": "192.0.2.1", "From": "a@client.example", "Flags": "milter,body_block"}
-
-
-@pytest.fixture(scope="module")
-def rspamd() -> Iterator[Rspamd]:
-    with Rspamd() as server:
-        yield server
 
 
 def post(rspamd: Rspamd, message: bytes, **headers: str) -> httpx.Response:
