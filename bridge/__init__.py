@@ -24,6 +24,7 @@ The way of a message, and where each step lives:
     -> services        services/         fcrdns, dkim, rspamd (its request, _reply, _verdict);
                                          upstream: choice, retries, breaker; http: the client
     -> edits           edits.py          header and body edits as splices of the message
+                       folding.py        how a field of ours is written
                        completion.py     the message as smtpd will complete it, for a signer
     -> bytes on fd 1   smtpd/protocol.py checks phase, version and slot; smtpd/output.py
 

@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     "smtpd": ({"smtpd"}, set()),
     "alone": ({"", "child", "log", "release"}, set()),
     "values": (
-        {"config", "dispatch", "edits", "fair", "link", "spool", "smtpdend", "state"},
+        {"config", "dispatch", "edits", "fair", "folding", "link", "spool", "smtpdend", "state"},
         {"smtpd"},
     ),
     "consequences": ({"failure", "registration"}, {"smtpd", "values"}),
