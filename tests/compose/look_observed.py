@@ -1,7 +1,7 @@
 """Does the profile observe show what it should?  Asks the Prometheus at 127.0.0.1:PORT.
 
-    look_observed.py PORT              targets, rules, and every line of the dashboard
-    look_observed.py PORT NAME...      these alerts are pending or firing, within a minute
+look_observed.py PORT              targets, rules, and every line of the dashboard
+look_observed.py PORT NAME...      these alerts are pending or firing, within a minute
 """
 
 from __future__ import annotations
