@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bridge import log
 from bridge.config import Config, ConfigError, Endpoint, load
@@ -38,6 +39,7 @@ from bridge.server import Server
 from bridge.services.build import Services, build
 from bridge.services.upstream import ServerState
 
+OOM_SCORE = 500  # of 1,000
 PR_SET_PDEATHSIG = 1  # prctl(2)
 APPLICATION_STOP = 0.2  # seconds for its stop hooks: the shim kills after half a second
 OLD_SERVICES = 60.0  # seconds that those of an old configuration live on
@@ -208,6 +210,8 @@ def as_child(process: Process, config: Config, fd: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):  # Linux; elsewhere the thread will do
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # proc(5): where memory ends we go, and not the shim
+        Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}\n")
     os.set_blocking(2, False)
     threading.Thread(target=_leave_with, args=(fd,), daemon=True).start()
     asyncio.run(_child(process, config, fd))

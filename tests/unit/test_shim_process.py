@@ -146,6 +146,15 @@ def test_the_bridge_inherits_its_link_and_nothing_else(tmp_path: Path, good: str
         assert ours[0] == ours[1] != ours[2]  # smtpd's, and its log
 
 
+def test_where_memory_ends_the_bridge_goes_and_not_the_shim(tmp_path: Path, good: str) -> None:
+    with program(tmp_path, good) as process:
+        bridge = up(process)
+        ours, theirs = (
+            int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (process.pid, bridge)
+        )
+        assert theirs > ours == int(Path("/proc/self/oom_score_adj").read_text())
+
+
 def test_what_a_handler_prints_never_reaches_smtpd(tmp_path: Path, good: str) -> None:
     extra = (
         "import os, threading, time\n"
