@@ -34,7 +34,7 @@ _LONE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for
 # (RFC 5322 4.5), and a forger's; a name may start with a dot, which the wire doubles, and a
 # client may put one before any line, also one that goes on a field (RFC 5321 4.5.2).
 _FIELD = re.compile(
-    rb"^(?P<name>[!-9;-~]++)[ \t]*+:(?P<value>[^\n]*+(?:\n\.?+[ \t][^\n]*+)*+)\n?", re.MULTILINE
+    rb"^(?P<name>[!-9;-~]++)[ \t]*+:(?P<value>[^\n]*+(?:\n\.?+[ \t][^\n]*+)*)\n?", re.MULTILINE
 )
 _WIRE_FOLD = re.compile(rb"\r?\n\.?(?=[ \t])")
 

@@ -19,7 +19,7 @@ FAR = 1000
 
 _INVISIBLE = re.compile(rb"[^!-~]*")  # blanks, and what is no ASCII
 _PARENTHESIS = re.compile(rb"\\.|[()]", re.DOTALL)
-_QUOTED = re.compile(rb'"((?:[^"\\]|\\.){0,600}+)', re.DOTALL)
+_QUOTED = re.compile(rb'"((?:[^"\\]|\\.){0,600})', re.DOTALL)
 # Up to what can be in no token (RFC 2045, 5.1): a version, `mx.example.org/1`, is none of it.
 _TOKEN = re.compile(rb"[^]\x00-\x20\x7f-\xff()<>@,;:\\\"/[?=]*")
 

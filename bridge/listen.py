@@ -23,6 +23,7 @@ from bridge.server import Link, Server
 
 FIRST_FD = 3  # sd_listen_fds(3)
 HELLO_WAIT = 10.0  # seconds that a stranger has for TLS and hello
+LEAVING = "leaving"  # nobody is refused for that
 MAX_STRANGERS = 64
 MAX_LINKS = 256  # shims
 BACKLOG = 128
@@ -147,8 +148,9 @@ class Listener:
             why = str(error)
         except OSError as error:  # ssl.SSLError is one
             why = error.strerror or str(error) or "the connection was lost"
-        if why:
+        if why and why != LEAVING:
             self._server.log("link-refused", peer=peer, why=why)
+        if why:
             link.abort()
 
     def close(self) -> None:
@@ -158,7 +160,7 @@ class Listener:
             with contextlib.suppress(OSError):
                 os.unlink(path)
         for task in (*self._accepting, *self._strangers):
-            task.cancel("leaving")
+            task.cancel(LEAVING)
 
 
 def _context(table: Bridge) -> ssl.SSLContext | None:

@@ -43,7 +43,7 @@ _LINE = re.compile(r"[\t -~]*")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}", re.ASCII)
 # A quoted-string, a quoted-pair, or a character that matters (RFC 5322 3.2.1 to 3.2.4).
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|\\.|[^"\\()]+|.', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*"|\\.|[^"\\()]+|.', re.DOTALL)
 _WORD = r'[^<>@:;,"\\\s]+'
 _MAILBOX = re.compile(
     rf'[^<>@:;,"\\]*<(?:{_WORD})@(?P<inside>{_WORD})>\s*|\s*(?:{_WORD})@(?P<bare>{_WORD})\s*'

@@ -54,10 +54,10 @@ ensure_packages() {
     return "$status"
 }
 
-# The first Python that is new enough, as a path.
+# The first Python that is new enough, as a path: the system's, which smtpd's filters run with.
 find_python() {
     local name
-    for name in python3 python3.13 python3.12 python3.11; do
+    for name in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do
         if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$name"
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -53,9 +54,11 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(0.02)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
+    gc.collect()  # what others left
     before = open_files()
     asyncio.run(bounded())
-    assert open_files() == before
+    after = open_files()
+    assert after == before, (after - before, before - after)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -45,13 +45,13 @@ POLICY = CanonicalizationPolicy.from_c_value(b"relaxed/relaxed")
 _LINE_END = re.compile(rb"\r?\n")
 _FIELD = re.compile(rb"(?P<name>[!-9;-~]++)[ \t]*+:(?P<value>.*)", re.DOTALL)
 # A quoted-string, a quoted-pair, or a character that matters (RFC 5322, 3.2.2 and 3.2.4).
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|\\.|[^"\\()]+|.', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*"|\\.|[^"\\()]+|.', re.DOTALL)
 _MAILBOX = re.compile(
     r"[^<>@:;\"\\]*<[^<>@:;\"\\\s]+@(?P<in>[^<>@:;\"\\\s]+)>\s*"
     r"|\s*[^<>@:;\"\\\s]+@(?P<bare>[^<>@:;\"\\\s]+)\s*"
 )
 _BLANKS = re.compile(rb"[ \t]{2,}+|\t")
-_EMPTY_LINES = re.compile(rb"(?:\n\r)*+")  # backwards
+_EMPTY_LINES = re.compile(rb"(?:\n\r)*")  # backwards
 
 
 class Unsignable(Exception):
