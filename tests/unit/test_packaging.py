@@ -56,7 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             shutil.copy(source, tree / name)
     sdist = top / run([sys.executable, "-c", BUILD, "build_sdist", top], tree).strip()
     with tarfile.open(sdist) as archive:
-        archive.extractall(top)  # noqa: S202 our own
+        archive.extractall(top)
     wheel = run([sys.executable, "-c", BUILD, "build_wheel", top], top / NAME).strip()
     return Built(sdist, top / wheel)
 
