@@ -36,7 +36,7 @@ Around it:
     metrics.py         what is counted; exporter.py: where that can be read
     handlers.py        what a handler may be and answer; threads.py: where plain functions run;
                        state.py: what an author hangs on a session
-    inprocess.py       `Filter.run()`, without a shim; core.py: its two threads
+    inprocess.py       `Filter.run()`, without a shim; core.py, handlerloop.py: its threads
     opensmtpd.py       the callback API of 2018; shipped.py: policy.py within another filter
     config/            the file: schema and processes (every key), kinds (types of values), load
                        (mistakes), failure, profiles, permissions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bridge import link, log
 from bridge.child import Backoff, Child
@@ -26,6 +26,8 @@ NO_CERTIFICATE = "it ended in place of a hello; hint: does it take our certifica
 COMPLAIN_AGAIN = 60.0  # of the same sidecar, for the same reason
 COMPLAIN_SELDOM = 3600.0  # the same while another one serves
 
+T = TypeVar("T")
+
 
 class Owner(Protocol):
     """Whom the bridges serve: the shim."""
@@ -41,6 +43,9 @@ class Owner(Protocol):
 
     def on_unreadable(self, item: Pending, error: OSError) -> None:
         """A request's message could not be read back from its file."""
+
+    def guarded(self, call: Callable[..., object], *arguments: object) -> bool:
+        """Call it, whatever goes wrong."""
 
     def log(self, event: str, **values: object) -> None:
         """Write a log line."""
@@ -119,7 +124,7 @@ class Bridges:
 
     def pump(self, now: float) -> None:
         """Hand out what the bridges can take, write what they take."""
-        up = [end for end in self.ends if end.up]
+        up = [end for end in self.ends if end.up and not end.lane.draining]
         good = [end for end in up if not end.doubtful(now)] or up
         first = self._sent % max(1, len(good))
         # Who has the least to do, first: one that hangs does not get half of all that comes.
@@ -135,7 +140,7 @@ class Bridges:
                 self._write(end)
 
     def _send(self, end: LinkEnd, item: Pending, now: float) -> None:
-        self._dispatcher.send(item, end.lane, now)
+        self._dispatcher.send(item, end.lane)
         self._sent += 1
         slot = item.slot
         header: link.Header = {
@@ -147,10 +152,7 @@ class Bridges:
             "session": link.session_to_json(slot.session),
             **link.event_to_json(slot.event),
         }
-        if slot.message is None:
-            end.send(header, iter(()), 0)
-        else:
-            end.send(header, self._body(item, slot.message), item.size)
+        end.send(header, iter(()) if slot.message is None else self._body(item, slot.message), item)
 
     def _body(self, item: Pending, message: Message) -> Iterator[bytes | memoryview]:
         try:
@@ -171,7 +173,7 @@ class Bridges:
         """Tell one bridge of an event."""
         end = next((end for end in self.ends if end.up and not end.lane.draining), None)
         if end is not None and not end.crowded:
-            end.send(header, iter(()), 0)
+            end.report(header)
 
     # What comes in ------------------------------------------------------------------------
 
@@ -181,28 +183,28 @@ class Bridges:
             self._write(end)
         if not read or end not in self.ends:
             return
-        try:
-            for header, body in end.read(self._clock()):
-                self._on_frame(end, header, body)
-        except EOFError:
-            self._lose(
-                end,
-                "it left"
-                if end.lane.draining
-                else NO_CERTIFICATE
-                if end.secured and not end.up
-                else "it ended",
-            )
-        except OSError as error:
-            self._lose(end, error.strerror or "read failed")
-        except link.LinkError as error:
-            self._lose(end, str(error))
+        frames = end.read(self._clock())
+        while (frame := self._guarded(end, next, frames, None)) is not None:
+            self._owner.guarded(self._on_frame, end, *frame)
 
     def _write(self, end: LinkEnd) -> None:
+        self._guarded(end, end.write, self._clock())
+
+    def _guarded(self, end: LinkEnd, call: Callable[..., T], *arguments: object) -> T | None:
+        """What reads or writes a link; a link that fails is given up."""
         try:
-            end.write(self._clock())
+            return call(*arguments)
+        except EOFError:
+            left = "it left" if end.lane.draining else "it ended"
+            self._lose(end, NO_CERTIFICATE if end.secured and not end.up else left)
         except OSError as error:
-            self._lose(end, error.strerror or "write failed")
+            self._lose(end, error.strerror or "it failed")
+        except link.LinkError as error:
+            self._lose(end, str(error))
+        except Exception:  # out of step, whatever it was
+            self._lose(end, "an error of ours")
+            raise
+        return None
 
     def _on_frame(self, end: LinkEnd, header: link.Header, body: bytes) -> None:
         match header["kind"]:
@@ -233,10 +235,11 @@ class Bridges:
         now = self._clock()
         self.ends.remove(end)
         end.close()
+        if end.child is not None:
+            end.child.kill()
         given_up = self._dispatcher.lost(end.lane, now)
         status = None
         if end.child is not None:
-            end.child.kill()
             status = end.child.status()
             for _ in range(16):  # its last words
                 self.read_stderr(end.child)
@@ -264,9 +267,11 @@ class Bridges:
     def _reach(self, endpoint: Endpoint, now: float) -> None:
         """Connect to a sidecar that is not connected."""
         name = str(endpoint)
-        if now < self._retry_at.get(endpoint, 0.0) or any(
-            end.name == name and not end.lane.draining for end in self.ends
-        ):
+        there = [end for end in self.ends if end.name == name]
+        # One that drains and does not leave is replaced once, not each second.
+        if len(there) > 1 or any(not end.lane.draining for end in there):
+            return
+        if now < self._retry_at.get(endpoint, 0.0):
             return
         self._retry_at[endpoint] = now + RECONNECT
         try:

@@ -1,38 +1,31 @@
-"""A filter in one process with the protocol: two threads that meet here.
+"""A filter in one process with the protocol: the half that speaks with smtpd.
 
-`Core` belongs to the thread that speaks with smtpd, and keeps its promise whatever the
-handlers do: one legal answer for each request, before its deadline.  `Handlers` is the event
-loop in which they run.  No file descriptors: inprocess.py and testing/tester.py have those.
+It keeps its promise whatever the handlers do, which run in another thread (handlerloop.py):
+one legal answer for each request, before its deadline.  No file descriptors: inprocess.py and
+testing/tester.py have those.
 """
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import math
 import queue
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from bridge import edits, log
+from bridge import log
 from bridge.failure import TOO_LARGE, about, outcome
 from bridge.filter import Filter, Message
+from bridge.handlerloop import Asked, Handlers, Log, Said, snapshot
 from bridge.smtpd import events
 from bridge.smtpd.decisions import NO_SPACE, Decision, Proceed, Refusal, tempfail
 from bridge.smtpd.items import MESSAGE, BadLine, Broken, Item, Oversize, Slot, Withheld
 from bridge.smtpd.message import Splice
 from bridge.smtpd.protocol import Protocol
 from bridge.smtpd.session import Session
-from bridge.smtpd.wire import longest_line
 from bridge.spool import Spool
-
-MAX_REPORTS = 10_000  # that wait for their handlers; more are dropped
-
-Log = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,160 +39,6 @@ class Limits:
     memory: int = 256 << 20  # of all messages that come in; beyond it they go to files
     spill: int = 1 << 30
     judged: int = 256 << 20  # of all messages that the handlers have; the others wait
-
-
-@dataclass(slots=True, eq=False)
-class Asked:
-    """A request that the handlers have, or will get."""
-
-    slot: Slot
-    session: Session  # a snapshot
-    deadline: float
-    size: int = 0  # of a message
-    held: int = 0  # bytes that the handlers have
-    task: asyncio.Task[None] | None = None  # the loop's
-
-
-class Said(NamedTuple):
-    """What the handlers made of it.  decision: None if they failed, error says how."""
-
-    asked: Asked
-    decision: Decision | None
-    splices: Sequence[Splice] = ()
-    reason: str = ""
-    error: str = ""
-
-
-def snapshot(session: Session, deadline: float) -> Session:
-    """What a handler gets: what it does to it touches nothing, and nothing touches it."""
-    transaction = session.transaction
-    if transaction is not None:
-        transaction = replace(transaction, recipients=list(transaction.recipients))
-    keep = copy.deepcopy(session.keep)
-    return replace(session, transaction=transaction, keep=keep, deadline=deadline)
-
-
-class Handlers:
-    """The event loop of a filter's handlers."""
-
-    def __init__(self, app: Filter, say: Callable[[Said], None], log: Log) -> None:
-        self._app = app
-        self._say = say
-        self._log = log
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(self._on_stray)
-        self._leaving = asyncio.Event()
-        self._asks: set[asyncio.Task[None]] = set()
-        self._reports: set[asyncio.Task[None]] = set()
-        self._told = self._heard = 0  # reports handed over, and done with
-        self._dropping = False
-
-    # In the thread that speaks with smtpd -------------------------------------------------
-
-    def ask(self, asked: Asked, event: events.Event) -> None:
-        """Let the handlers answer."""
-        self._loop.call_soon_threadsafe(self._begin, asked, event)
-
-    def cancel(self, asked: Asked) -> None:
-        """Nobody waits for this answer any more."""
-        self._loop.call_soon_threadsafe(self._end, asked)
-
-    def tell(self, event: events.Report, session: Session) -> None:
-        """Let the handlers know of a report."""
-        dropping = self._told - self._heard >= MAX_REPORTS
-        if dropping and not self._dropping:
-            self._log("reports-dropped", waiting=MAX_REPORTS)
-        self._dropping = dropping
-        if not dropping:
-            self._told += 1
-            self._loop.call_soon_threadsafe(self._report, event, session)
-
-    def settle(self, patience: float) -> None:
-        """Wait until the handlers of all reports so far are done, at most so many seconds."""
-        until = time.monotonic() + patience
-        while self._heard < self._told and time.monotonic() < until:
-            time.sleep(0.005)
-
-    def leave(self) -> None:
-        """Let `serve` return."""
-        self._loop.call_soon_threadsafe(self._leaving.set)
-
-    # In the thread of the loop ------------------------------------------------------------
-
-    def start(self) -> None:
-        """Call the start hooks; whatever one raises."""
-        self._loop.run_until_complete(self._app.start())
-
-    def serve(self) -> None:
-        """Run until `leave`, whatever happens in the loop."""
-        leaving = self._loop.create_task(self._leaving.wait())
-        while not leaving.done():
-            try:
-                self._loop.run_until_complete(leaving)
-            except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
-                # Of a task that a handler made, or somebody stopped the loop: not ours to obey.
-                self._log("handler-failed", error=log.folded(error))
-
-    def stop(self, patience: float) -> None:
-        """Finish the reports and call the stop hooks, each for up to so many seconds."""
-        self._loop.run_until_complete(self._stop(patience))
-        self._loop.close()
-
-    async def _stop(self, patience: float) -> None:
-        for task in self._asks:
-            task.cancel()
-        if self._reports:
-            await asyncio.wait(self._reports, timeout=patience)
-        for task in self._reports:
-            task.cancel()
-        try:
-            async with asyncio.timeout(patience):
-                await asyncio.gather(*self._asks, *self._reports, return_exceptions=True)
-                await self._app.stop()
-        except Exception as error:  # noqa: BLE001 an author's hook: we leave all the same
-            self._log("stop-failed", error=log.folded(error))
-
-    def _begin(self, asked: Asked, event: events.Event) -> None:
-        asked.task = self._loop.create_task(self._decide(asked, event))
-        self._asks.add(asked.task)
-        asked.task.add_done_callback(self._asks.discard)
-
-    def _end(self, asked: Asked) -> None:
-        if asked.task is not None:
-            asked.task.cancel()
-
-    def _report(self, event: events.Report, session: Session) -> None:
-        task = self._loop.create_task(self._hear(event, session))
-        self._reports.add(task)
-        task.add_done_callback(self._reports.discard)
-
-    async def _hear(self, event: events.Report, session: Session) -> None:
-        try:
-            await self._app.report(event, session)
-        except Exception as error:  # noqa: BLE001 whatever a handler raises
-            self._failed(session, event.keyword, log.folded(error))
-        finally:
-            self._heard += 1
-
-    async def _decide(self, asked: Asked, event: events.Event) -> None:
-        try:
-            verdict = await self._app.decide(event, asked.session)
-            splices: Sequence[Splice] = ()
-            if isinstance(event, Message) and verdict.edits:
-                longest = longest_line(event.version)
-                splices = edits.apply(event.wire, verdict.edits, start=event.start, longest=longest)
-            said = Said(asked, verdict.decision, splices, verdict.reason)
-        except Exception as error:  # noqa: BLE001 whatever a handler raises
-            said = Said(asked, None, error=log.folded(error))
-        self._say(said)
-
-    def _failed(self, session: Session, event: str, error: str) -> None:
-        self._log("handler-failed", session=session.id, report=event, error=error)
-
-    def _on_stray(self, _loop: object, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        said = log.folded(error) if isinstance(error, BaseException) else context.get("message")
-        self._log("handler-failed", error=said)
 
 
 class Core:
@@ -226,6 +65,7 @@ class Core:
         self._open: dict[str, Asked] = {}  # by session, which has one at a time
         self._waiting: deque[Asked] = deque()  # messages, until there is room for them
         self._judged = 0  # bytes of messages that the handlers have
+        self._something_failed = False
         self._spool = Spool(self.limits.memory, self.limits.spill, tempfile.gettempdir())
 
     def start(self) -> None:
@@ -237,18 +77,31 @@ class Core:
         """How many requests wait for an answer."""
         return len(self._open)
 
+    @property
+    def behind(self) -> bool:
+        """Is there something that was not handled, for want of memory?  Then nothing more should
+        be taken in before the next `settle`."""
+        return self.protocol.behind
+
     def receive(self, data: bytes) -> None:
         """Take bytes from smtpd."""
         self.protocol.take(data)
-        full = self._spool.grew(len(data))
-        self._handle()
-        if full:
+        self._guarded(self._handle)
+        if self._spool.grew(len(data)):
             for session, error in self._spool.balance(self.protocol.messages()):
-                self._no_space(session, error)
+                self._guarded(self._no_space, session, error)
 
     def _handle(self) -> None:
         for item in self.protocol.rest():
-            self._on_item(item)
+            self._guarded(self._on_item, item)
+
+    def _guarded(self, call: Callable[..., object], *arguments: object) -> None:
+        """What goes wrong for one session must not harm the others, nor end the process."""
+        try:
+            call(*arguments)
+        except Exception as error:  # noqa: BLE001
+            self._something_failed = True
+            self._log("internal-error", error=log.folded(error))
 
     def settle(self, wait: float = 0.0) -> None:
         """Take what the handlers said, waiting up to so many seconds for something, and answer
@@ -256,17 +109,36 @@ class Core:
         try:
             said = self._said.get(timeout=wait) if wait > 0 else self._said.get_nowait()
             while True:
-                self._on_answer(said)
+                self._guarded(self._on_answer, said)
                 said = self._said.get_nowait()
         except queue.Empty:
             pass
-        if self.protocol.behind:  # something failed
-            self._handle()
+        if self.behind:
+            self._guarded(self._handle)
         now = self._clock()
         for asked in [each for each in self._open.values() if each.deadline <= now]:
-            self.handlers.cancel(asked)
-            self._answer(asked, tempfail(asked.slot.phase), (), "handler late")
-        self._hand_over()
+            self._guarded(self._on_late, asked)
+        self._guarded(self._hand_over)
+        if self._something_failed:
+            self._guarded(self._answer_forgotten)
+
+    def _on_late(self, asked: Asked) -> None:
+        self.handlers.cancel(asked)
+        self._answer(asked, tempfail(asked.slot.phase), (), "handler late")
+
+    def _answer_forgotten(self) -> None:
+        """Answer requests that nobody works on, or that are late: whatever should have done
+        something with them has failed."""
+        self._something_failed = False
+        now = self._clock()
+        for live in list(self.protocol.sessions.values()):
+            slot = live.slot
+            if slot is None or not slot.open:
+                continue
+            asked = self._open.get(live.session.id)
+            if asked is None or asked.slot is not slot or asked.deadline <= now:
+                self._open.pop(live.session.id, None)
+                self.protocol.answer(slot, tempfail(slot.phase))
 
     def sleep(self) -> float | None:
         """Seconds until somebody is late, None if nobody is waited for."""

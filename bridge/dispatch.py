@@ -7,6 +7,7 @@ a name with a grant here.  Pure: time is passed in, nothing is sent.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -16,10 +17,17 @@ from bridge.smtpd.items import MESSAGE, Slot
 # A request that was open when this many bridges died is not sent again: it may be what
 # they die of.
 MAX_ATTEMPTS = 3
-# From this attempt on a request is sent alone, so that the next death tells who it was...
+# From this attempt on a request is a suspect: a bridge has one of them at a time, so that the
+# next death tells who it was ...
 SUSPECT = 2
-# ... but does not keep the others waiting longer than this.
+# ... and for so many seconds after a death nothing beside it.  Not longer: with one that kills
+# there are others, and everything else would wait for all of them.
 ALONE_FOR = 5.0
+# A message that is too large for what is left of a grant is overtaken by smaller ones for so
+# many seconds, by much smaller ones for some more, and then by none.
+KEEP_FREE, KEEP_ALL = 3.0, 10.0
+LITTLE = 128  # what is much smaller: the grant's 128th part
+LARGE = 512 * 1024  # bytes from which on messages wait in a queue of their own
 SLACK = 64  # deadlines of requests that are answered, which are let be
 
 
@@ -35,8 +43,7 @@ class Pending:
     peer: str  # who shares a queue with others fairly
     attempt: int = 0  # how many bridges have died of it, or with it
     lane: Lane | None = None  # where it was sent
-    sent_at: float = 0.0
-    suspect_since: float = 0.0
+    torn: bool = False  # what was sent was not the whole message
 
 
 @dataclass(slots=True, eq=False)
@@ -74,9 +81,12 @@ class Dispatcher:
     def __init__(self) -> None:
         self.pending: OrderedDict[int, Pending] = OrderedDict()  # in the order of arrival
         self._of_session: dict[str, Pending] = {}  # a session asks one thing at a time
-        self._commands: FairQueue[Pending] = FairQueue()  # those that are with no bridge
-        self._messages: FairQueue[Pending] = FairQueue()
-        self._suspects: dict[int, Pending] = {}  # wherever they are
+        self._queues: tuple[FairQueue[Pending], ...] = (FairQueue(), FairQueue(), FairQueue())
+        self._suspects: dict[int, Pending] = {}  # wherever they are, and in no queue
+        self._died = -ALONE_FOR  # when a bridge died last, of something
+        self._kept: Pending | None = None  # the message that a bridge is kept free for
+        self._keeper: Lane | None = None  # that bridge
+        self._large_first = False  # whose turn it is
         self._deadlines: list[tuple[float, int]] = []  # a heap, also of some that are answered
         self._next_id = 1
 
@@ -92,7 +102,8 @@ class Dispatcher:
         return item
 
     def _queue(self, item: Pending) -> FairQueue[Pending]:
-        return self._messages if item.slot.phase == MESSAGE else self._commands
+        """Where it waits when it is with no bridge: commands, messages, large messages."""
+        return self._queues[(item.slot.phase == MESSAGE) + (item.size >= LARGE)]
 
     def get(self, id: object) -> Pending | None:
         """The request of an id, None if it is not open."""
@@ -143,49 +154,95 @@ class Dispatcher:
         """A bridge is gone: its requests are to be sent again, but for those returned, which
         have seen too many die.  One that was draining did not die of anything."""
         given_up = []
+        if lane is self._keeper:
+            self._kept = self._keeper = None
         for item in [item for item in self.pending.values() if item.lane is lane]:
             self._leave(item)
-            self._queue(item).put_back(item.id, item.peer, item)
-            item.attempt += not lane.draining
+            if not lane.draining:
+                item.attempt += 1
+                self._died = now
             if item.attempt >= SUSPECT:
                 self._suspects[item.id] = item
-            if item.attempt == SUSPECT:
-                item.suspect_since = now
+            else:
+                self._queue(item).put_back(item.id, item.peer, item)
             if item.attempt >= MAX_ATTEMPTS:
                 given_up.append(item)
         return given_up
 
-    def send(self, item: Pending, lane: Lane, now: float) -> None:
+    def send(self, item: Pending, lane: Lane) -> None:
         """It was handed to a bridge."""
         lane.add(item, 1)
-        item.lane, item.sent_at = lane, now
+        item.lane, item.torn = lane, False
+        if item is self._kept:
+            self._kept = self._keeper = None
         queue = self._queue(item)
         queue.drop(item.id, item.peer)
         queue.opened(item.peer)
 
     def next_for(self, lane: Lane, now: float) -> Pending | None:
-        """The request to send to this bridge next: suspects alone, then commands before
+        """The request to send to this bridge next: suspects one at a time, then commands before
         messages, each fair between peers, within what the bridge has granted."""
-        if lane.draining or not (self._commands or self._messages):
+        if lane.draining:
             return None
-        suspects = [item for item in self._suspects.values() if item.lane is None]
-        suspect = min(suspects, key=lambda item: item.id, default=None)
-        if lane.open and self._alone(lane, suspect, now):
-            return None
-        if suspect is not None and lane.has_room(suspect):
-            return suspect
+        if self._suspects:
+            waiting = [item for item in self._suspects.values() if item.lane is None]
+            suspect = min(waiting, key=lambda item: item.id, default=None)
+            has_one = any(item.lane is lane for item in self._suspects.values())
+            may_die = now - self._died < ALONE_FOR
+            if may_die and (has_one or (suspect is not None and lane.open)):
+                return None
+            if suspect is not None and not has_one and lane.has_room(suspect):
+                return suspect
         item = None
         if lane.open - lane.open_messages < lane.commands:
-            item = self._commands.choose(lane.has_room)
+            item = self._queues[0].choose(lane.has_room)
         if item is None and lane.open_messages < lane.slots:
-            item = self._messages.choose(lane.has_room)
+            item = self._message_for(lane, now)
         return item
 
-    def _alone(self, lane: Lane, suspect: Pending | None, now: float) -> bool:
-        """Must nothing be added to what the bridge has: a suspect waits for it to be empty,
-        or is there alone?"""
-        if suspect is not None and now - suspect.suspect_since < ALONE_FOR:
-            return True
-        return any(
-            item.lane is lane and now - item.sent_at < ALONE_FOR for item in self._suspects.values()
-        )
+    def _message_for(self, lane: Lane, now: float) -> Pending | None:
+        """The message to send to this bridge next."""
+        kept = self._kept
+        if kept is not None and (kept.lane is not None or kept.id not in self.pending):
+            kept = self._kept = self._keeper = None
+        if kept is not None and lane.has_room(kept):
+            return kept
+        if self._keeper is not None and self._keeper.draining:
+            self._keeper = lane
+
+        def fits(item: Pending) -> bool:
+            if self._kept is None and now - item.since > KEEP_FREE and not lane.has_room(item):
+                self._kept, self._keeper = item, lane
+            if self._kept is not None and self._keeper is lane:
+                late = now - self._kept.since > KEEP_ALL
+                if late or item.size * LITTLE > lane.bytes:
+                    return False
+            return lane.has_room(item)
+
+        _, messages, large = self._queues
+        self._large_first = not self._large_first
+        for queue in (large, messages) if self._large_first else (messages, large):
+            if (item := queue.choose(fits)) is not None:
+                return item
+        return None
+
+    def recount(self, lanes: Iterable[Lane]) -> None:
+        """Something has failed, perhaps in the middle of a change: count anew from what is
+        open.  lanes: the bridges that there are; what others had is to be sent again."""
+        there = list(lanes)
+        queues: tuple[FairQueue[Pending], ...] = (FairQueue(), FairQueue(), FairQueue())
+        self._queues, self._kept, self._keeper = queues, None, None
+        for lane in there:
+            lane.open = lane.open_messages = lane.open_bytes = 0
+        for item in self.pending.values():
+            if not any(item.lane is lane for lane in there):
+                item.lane = None
+            if item.lane is not None:
+                item.lane.add(item, 1)
+                self._queue(item).opened(item.peer)
+            elif item.id not in self._suspects:
+                self._queue(item).add(item.id, item.peer, item)
+        for id in [id for id in self._suspects if id not in self.pending]:
+            del self._suspects[id]
+        self._deadlines = [(item.deadline, item.id) for item in self.pending.values()]
+        heapify(self._deadlines)

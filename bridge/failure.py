@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bridge.config import Profile
 from bridge.smtpd.decisions import Decision, Disconnect, Proceed, Refusal, Reject
 from bridge.smtpd.session import Session, Transaction
+from bridge.smtpd.wire import raw
 
 # The field of a message that passes although somebody could not be asked, with the reason.
 UNSCANNED = "X-Unscanned"
@@ -45,6 +46,11 @@ def consequence(profile: Profile, session: Session, service: str, kind: str) -> 
     if choice == "accept-header":
         return Consequence(Proceed(), marked=True)
     return Consequence(TOO_LARGE if kind == "too-large" else UNCHECKED)
+
+
+def unscanned(reason: str) -> bytes:
+    """The field of such a message, as a line."""
+    return raw(f"{UNSCANNED}: {reason}\n")
 
 
 def about(session: Session, transaction: Transaction | None) -> dict[str, object]:

@@ -159,9 +159,9 @@ class Speaker:
 
     def _turn(self) -> None:
         self._watch_output()
-        wait = self.core.sleep()
+        wait = 0.0 if self.core.behind else self.core.sleep()
         for key, mask in self._selector.select(TICK if wait is None else min(wait, TICK)):
-            if key.fd == self._in and mask & READ:
+            if key.fd == self._in and mask & READ and not self.core.behind:
                 self._guarded(self._read_smtpd)
             elif key.fd == self._printed:
                 self._guarded(self._read_printed)

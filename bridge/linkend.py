@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bridge import link
 from bridge.child import Child
 from bridge.dial import Secure
-from bridge.dispatch import Lane
+from bridge.dispatch import Lane, Pending
 
 if TYPE_CHECKING:
     import ssl
@@ -23,6 +23,7 @@ READ = 256 * 1024
 MAX_QUEUE = 10_000  # frames; only reports can be that many, requests keep to the grant
 WANT_READ, WANT_WRITE = "SSLWantReadError", "SSLWantWriteError"
 WRITE_AT_ONCE = 1 << 20  # then others get their turn
+FILLER = memoryview(bytes(READ))
 DOUBT = 1.0  # seconds for an answer to a ping; without one others are asked first
 
 
@@ -56,9 +57,13 @@ class LinkEnd:
         self._stalled = False  # TLS must read before it can write
         self.say("hello", version=link.VERSION, name=f"{os.uname().nodename}/{os.getpid()}")
 
-    def send(self, header: link.Header, body: Iterator[bytes | memoryview], size: int) -> None:
-        """Queue a frame whose body of `size` bytes comes from an iterator, padded if short."""
-        self._out.append(_frame(link.encode(header, size), body, size))
+    def send(self, header: link.Header, body: Iterator[bytes | memoryview], item: Pending) -> None:
+        """Queue a request whose body comes from an iterator."""
+        self._out.append(_frame(link.encode(header, item.size), body, item))
+
+    def report(self, header: link.Header) -> None:
+        """Queue a report."""
+        self._out.append(iter((link.encode(header),)))
 
     def say(self, kind: str, **values: object) -> None:
         """Queue a frame without a body."""
@@ -93,7 +98,8 @@ class LinkEnd:
         return len(self._out) > MAX_QUEUE
 
     def write(self, now: float) -> None:
-        """Write what the socket takes.  OSError when the link is gone."""
+        """Write what the socket takes.  OSError when the link is gone; after anything else it is
+        out of step."""
         written = 0
         while written < WRITE_AT_ONCE and self._established():
             if self._piece is None:
@@ -117,7 +123,7 @@ class LinkEnd:
 
     def read(self, now: float) -> Iterator[link.Frame]:
         """Read once: the frames that are complete.  EOFError at its end, OSError or LinkError
-        when the link is gone or nonsense."""
+        when the link is gone or nonsense; after anything else it is out of step."""
         self._stalled = False
         if not self._established():
             return
@@ -171,19 +177,22 @@ class LinkEnd:
 
 
 def _frame(
-    head: bytes, body: Iterator[bytes | memoryview], size: int
+    head: bytes, body: Iterator[bytes | memoryview], item: Pending
 ) -> Iterator[bytes | memoryview]:
     """A frame is always as long as it said, or all that follows would be misread: what is
-    missing (the client is gone and its message was dropped) is filled up."""
-    yield head
-    left = size
+    missing (the client is gone and its message was dropped, or it could not be read) is filled
+    up, and the request says that it was."""
+    left = item.size
     try:
+        yield head
         for piece in body:
             yield piece[:left]
             left -= min(len(piece), left)
-    except (OSError, MemoryError):  # from a store; who asks for the message fails the request
-        pass
+    except Exception:  # noqa: BLE001 whatever it was, the answer would be to something else
+        item.torn = True
+    if left:
+        item.torn = True
     while left:
-        filler = bytes(min(left, READ))
+        filler = FILLER[:left]
         yield filler
         left -= len(filler)

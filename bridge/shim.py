@@ -23,7 +23,7 @@ from bridge.child import Child
 from bridge.config import Config
 from bridge.dial import Dialer
 from bridge.dispatch import Dispatcher, Pending
-from bridge.failure import REASONS, UNSCANNED, about, consequence, outcome
+from bridge.failure import REASONS, about, consequence, outcome, unscanned
 from bridge.linkend import LinkEnd
 from bridge.registration import exposed, from_hello, shipped
 from bridge.smtpd import events, wire
@@ -102,7 +102,7 @@ class Shim:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core holds mail
         until = self._clock() + self.config.shim.start_wait
         while self._wanted is None and not self._smtpd.gone and self._clock() < until:
-            self._guarded(self.turn)
+            self.guarded(self.turn)
         if self._wanted is None:
             self.log("start-failed", error="the application did not come up")
             self._bridges.leave()
@@ -120,31 +120,32 @@ class Shim:
 
     def turn(self) -> None:
         """One turn of the loop: wait, read and write what can be, then keep time."""
-        if not self._guarded(self._wait):
+        if not self.guarded(self._wait):
             time.sleep(PAUSE)
         if self._behind:
-            self._guarded(self._handle)
+            self.guarded(self._handle)
         now = self._clock()
-        self._guarded(self._keep_time, now)
-        self._guarded(self._bridges.keep, now)
-        self._guarded(self._bridges.pump, now)
+        self.guarded(self._keep_time, now)
+        self.guarded(self._bridges.keep, now)
+        self.guarded(self._bridges.pump, now)
         if self._something_failed:
-            self._guarded(self._answer_forgotten)
-        self._guarded(self._smtpd.write)
+            self.guarded(self._answer_forgotten)
+        self.guarded(self._smtpd.write)
         if self._short_of_memory:
-            self._guarded(self._make_room)
-        self._guarded(self._stderr.flush)
+            self.guarded(self._make_room)
+        self.guarded(self._stderr.flush)
 
     def _wait(self) -> None:
         self._watch()
         for key, mask in self._selector.select(0.0 if self._behind else self._sleep()):
-            self._guarded(key.data[1], mask)
+            self.guarded(key.data[1], mask)
 
     def _keep_time(self, now: float) -> None:
+        self._spool.recover(now)
         for item in self._dispatcher.expired(now):
-            self._guarded(self.on_given_up, item, "timeout" if item.lane else "unreachable")
+            self.guarded(self.on_given_up, item, "timeout" if item.lane else "unreachable")
 
-    def _guarded(self, call: Callable[..., object], *arguments: object) -> bool:
+    def guarded(self, call: Callable[..., object], *arguments: object) -> bool:
         """Whatever goes wrong in one step must not end the process: smtpd would end too.  Did
         it go well?"""
         try:
@@ -168,7 +169,7 @@ class Shim:
         """Memory came to its end before shim.max_memory: less of it has to do."""
         self._short_of_memory = False
         time.sleep(PAUSE)
-        for session, error in self._spool.shrink(self.protocol.messages()):
+        for session, error in self._spool.shrink(self.protocol.messages(), self._clock()):
             self._no_space(session, error)
         self.log("short-of-memory", max_memory=self._spool.max_memory)
 
@@ -226,7 +227,7 @@ class Shim:
             self.protocol.take(self._input)
             self._input = b""
         for item in self.protocol.rest():
-            self._guarded(self._on_item, item)
+            self.guarded(self._on_item, item)
         if full:
             for session, error in self._spool.balance(self.protocol.messages()):
                 self._no_space(session, error)
@@ -294,7 +295,7 @@ class Shim:
         what = consequence(profile, session, "bridge", kind)
         reason = f"bridge: {REASONS[kind]}"
         if item.slot.message is not None:
-            splices = [Splice(0, 0, _unscanned(reason))] if what.marked else []
+            splices = [Splice(0, 0, unscanned(reason))] if what.marked else []
             self._answer(item, what.decision, splices, reason)
         elif isinstance(what.decision, Refusal) and self.options.application:
             self._answer(item, tempfail(item.slot.phase), (), reason)
@@ -307,6 +308,7 @@ class Shim:
         """Answer requests that were taken from smtpd and that nobody works on, or that are late:
         whatever should have done something with them has failed."""
         self._something_failed = False
+        self._dispatcher.recount(end.lane for end in self._bridges.ends)
         now = self._clock()
         for live in list(self.protocol.sessions.values()):
             slot = live.slot
@@ -327,23 +329,26 @@ class Shim:
             self.protocol.withhold(session, what.decision)
             return
         reason = f"bridge: {REASONS['too-large']}"
-        self.protocol.release(session, _unscanned(reason) if what.marked else b"")
+        self.protocol.release(session, unscanned(reason) if what.marked else b"")
         self._log_event("passed", session, session.transaction, by=reason)
 
     def _no_space(self, session: Session, error: OSError) -> None:
-        self.log("spill-failed", session=session.id, error=error.strerror or str(error))
         item = self._dispatcher.of_session(session.id)
         if item is not None and item.slot.phase == MESSAGE:
             self._bridges.cancel(item)
             self._answer(item, NO_SPACE, (), "shim: spill failed")
         else:
             self.protocol.withhold(session, NO_SPACE)
+        self.log("spill-failed", session=session.id, error=error.strerror or str(error))
 
     # For bridges.py -----------------------------------------------------------------------
 
     def on_answer(self, item: Pending, header: link.Header, body: bytes) -> None:
         """A bridge answered: what can be sent, is."""
         slot = item.slot
+        if item.torn:
+            self.on_unreadable(item, OSError("it could not be sent whole"))
+            return
         if "failed" in header:  # it said so in its log
             self.on_given_up(item, "internal")
             return
@@ -393,7 +398,3 @@ class Shim:
     ) -> None:
         values = {"phase": phase, "by": by, "reply": said.reply}
         self._log_event(outcome(said), session, transaction, **values)
-
-
-def _unscanned(reason: str) -> bytes:
-    return wire.raw(f"{UNSCANNED}: {reason}\n")

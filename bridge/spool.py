@@ -6,6 +6,7 @@ be spilled is named, so that its transaction can be refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +15,7 @@ from bridge.smtpd.session import Session
 
 WRITE = 256 * 1024
 LEAST = 1 << 20  # bytes of messages that memory must do for
+QUIET = 60.0  # seconds
 
 
 class SpillFile:
@@ -33,16 +35,19 @@ class SpillFile:
         self._fd = fd
 
     def append(self, runs: Sequence[bytes]) -> None:
-        """Write runs to the end; OSError if they don't all fit."""
-        if self._spool.spilled + sum(map(len, runs)) > self._spool.max_spill:
+        """Write runs to the end, all or, with OSError or MemoryError, none of them."""
+        size = sum(map(len, runs))
+        if self._spool.spilled + size > self._spool.max_spill:
             raise OSError("max_spill is reached")
+        at = self._size
         for run in runs:  # one by one: there is no memory to join them
             data = memoryview(run)
             while data:
-                written = os.pwrite(self._fd, data[:WRITE], self._size)
-                self._size += written
-                self._spool.spilled += written
+                written = os.pwrite(self._fd, data[:WRITE], at)
+                at += written
                 data = data[written:]
+        spilled = self._spool.spilled + size
+        self._size, self._spool.spilled = at, spilled
 
     def read(self, offset: int, length: int) -> bytes:
         """length bytes from offset."""
@@ -56,9 +61,10 @@ class SpillFile:
     def close(self) -> None:
         """Give the space back."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
             self._spool.spilled -= self._size
+            with contextlib.suppress(OSError):  # of what was written, and is wanted no more
+                os.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -72,6 +78,8 @@ class Spool:
         self.max_spill = max_spill
         self.directory = directory
         self.spilled = 0  # bytes in files
+        self._wanted = max_memory
+        self._grow_at = 0.0  # when it may be more again
         self._estimate = 0  # at least what is in memory
 
     def grew(self, size: int) -> bool:
@@ -79,10 +87,19 @@ class Spool:
         self._estimate += size
         return self._estimate > self.max_memory
 
-    def shrink(self, messages: Iterable[tuple[Session, Message]]) -> list[tuple[Session, OSError]]:
+    def shrink(
+        self, messages: Iterable[tuple[Session, Message]], now: float
+    ) -> list[tuple[Session, OSError]]:
         """Memory has come to its end: hold half of what there is from now on; see `balance`."""
         self.max_memory = max(min(self._estimate, self.max_memory) // 2, LEAST)
+        self._grow_at = now + QUIET
         return self.balance(messages)
+
+    def recover(self, now: float) -> None:
+        """After some quiet time it may be twice as much again."""
+        if self.max_memory < self._wanted and now >= self._grow_at:
+            self.max_memory = min(2 * self.max_memory, self._wanted)
+            self._grow_at = now + QUIET
 
     def balance(self, messages: Iterable[tuple[Session, Message]]) -> list[tuple[Session, OSError]]:
         """Spill the largest messages until the rest fits with an eighth to spare; the sessions
@@ -97,10 +114,11 @@ class Spool:
                 self._spill(message)
             except OSError as error:
                 failed.append((session, error))
+            except MemoryError:
+                failed.append((session, OSError("no memory to spill it")))
         return failed
 
     def _spill(self, message: Message) -> None:
         if not isinstance(message.store, SpillFile):
             message.store = SpillFile(self)
-        message.store.append(message.take_runs())
-        message.stored = message.size
+        message.move(message.store.append)

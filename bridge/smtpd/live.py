@@ -46,6 +46,17 @@ class Live:
         self.verdict, self.withheld = decision, True
         self.message.drop()
 
+    def spoil(self, line: events.DataLine, *, final: bool) -> bytes:
+        """Lines of the message were lost, perhaps the first or the last ones: it will be
+        refused.  What is to be said at once."""
+        if self.message is None:
+            self.begin(line)
+        self.withhold(INTERNAL_ERROR)
+        if not final:
+            return b""
+        self.message = None
+        return self.last_line
+
     def drop(self) -> None:
         """There is no message any more, and nobody waits for its verdict."""
         if self.message is not None:

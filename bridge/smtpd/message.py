@@ -7,7 +7,7 @@ Kept as runs of whole lines, never a line at a time.  Never parses a header.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 PIECE = 256 * 1024  # what is handed on at once
@@ -65,12 +65,13 @@ class Message:
             self._starts.append(self.size)
         self.size += len(run)
 
-    def take_runs(self) -> list[bytes]:
-        """Take the runs out of memory; the caller has put or will put them into `store` and
-        then says so by `stored`."""
-        runs = self._runs
-        self._runs, self._starts = [], []
-        return runs
+    def move(self, append: Callable[[Sequence[bytes]], None]) -> None:
+        """Let go of what is in memory once `append` has put it behind what is stored; whatever
+        that raises, the message is as it was."""
+        runs: list[bytes] = []
+        starts: list[int] = []
+        append(self._runs)
+        self._runs, self._starts, self.stored = runs, starts, self.size
 
     def drop(self) -> None:
         """Let go of everything; pieces that are being handed on stay whole."""

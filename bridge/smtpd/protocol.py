@@ -135,10 +135,26 @@ class Protocol:
         except Exception:  # a bug: the line is lost
             self._lines.at = self._lines.following
             self._content_taken = False
-            for live in self.sessions.values():
-                if live.message is not None and live.slot is None and live.verdict is None:
-                    live.withhold(INTERNAL_ERROR)  # it may not be whole any more
+            self._spoil(piece)
             raise
+
+    def _spoil(self, piece: bytes | Run | Overlong) -> None:
+        """What a bug has lost must harm nobody else: a message is refused, a request is open and
+        will be found so."""
+        if isinstance(piece, Overlong):
+            return
+        head = piece.head if isinstance(piece, Run) else piece
+        event = self._parsed(head)
+        if not isinstance(event, events.Event) or (live := self._live(event)) is None:
+            return
+        if isinstance(event, events.DataLine):
+            if live.slot is None:
+                run = piece.content if isinstance(piece, Run) else wire.raw(event.line) + b"\n"
+                self.output.say(live.spoil(event, final=run == b".\n" or run.endswith(b"\n.\n")))
+        elif isinstance(event, events.Request):
+            live.slot = Slot(live.session, event.keyword, event)
+        elif live.message is not None and live.slot is None:
+            live.withhold(INTERNAL_ERROR)
 
     def _run(self, head: bytes, run: bytes) -> Iterator[Item]:
         event = self._parsed(head)

@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from bridge import log
-from bridge.core import Asked, Core, Limits
+from bridge.core import Core, Limits
 from bridge.filter import Filter
+from bridge.handlerloop import Asked
 from bridge.smtpd.decisions import Decision
 from bridge.smtpd.message import Splice
 from bridge.testing.outcomes import Reply, SessionHung

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bridge.smtpd import events
 from bridge.smtpd.items import Item, Registration, Slot
+from bridge.smtpd.message import Message
 from bridge.smtpd.protocol import Protocol
 
 S, OTHER = "7641df9771b4ed00", "0123456789abcdef"  # sessions
@@ -93,3 +94,12 @@ class FailingStore:
 
     def close(self) -> None:
         self.closed = True
+
+
+def take_runs(message: Message) -> list[bytes]:
+    """Take what is in memory, for a store of the test's own."""
+    taken: list[bytes] = []
+    before = message.stored
+    message.move(taken.extend)
+    message.stored = before
+    return taken

@@ -33,7 +33,7 @@ from bridge.smtpd.items import MESSAGE, Slot
 from bridge.smtpd.message import SMALL, Message, Splice, break_long, join
 from bridge.smtpd.session import Address, Session, Transaction
 from bridge.spool import LEAST, Spool
-from tests.unit.dialogue import Dialogue, S
+from tests.unit.dialogue import Dialogue, S, take_runs
 
 OURS = "mx.example.org"
 
@@ -186,7 +186,7 @@ def test_commands_that_wait_for_a_stranger_s_dns_take_no_message_s_slot() -> Non
     asked(dispatcher, MESSAGE, "customer")
     sent = []
     while (item := dispatcher.next_for(lane, 0.0)) is not None:
-        dispatcher.send(item, lane, 0.0)
+        dispatcher.send(item, lane)
         sent.append(item.slot.session.id)
     assert sent == [*(f"stranger {number}" for number in range(32)), "customer"]
 
@@ -286,7 +286,7 @@ def test_a_message_that_can_t_be_handed_on_ends_on_a_line_s_end_and_is_refused(
     dialogue = Dialogue()
     slot = dialogue.message(b"x" * 99 + b"\n")
     assert slot.message is not None
-    slot.message.take_runs()
+    take_runs(slot.message)
     slot.message.store, slot.message.stored = TornStore(*pieces), 100
     other = dialogue.ask("noop", session="0123456789abcdef")
     dialogue.protocol.answer(slot, Proceed())
@@ -346,7 +346,7 @@ def test_an_error_that_can_t_be_told_ends_nothing(tmp_path: Path) -> None:
     def failing() -> None:
         raise MemoryError
 
-    assert not shim._guarded(failing)
+    assert not shim.guarded(failing)
 
 
 def test_when_memory_ends_before_its_bound_half_of_it_has_to_do(tmp_path: Path) -> None:
@@ -354,12 +354,12 @@ def test_when_memory_ends_before_its_bound_half_of_it_has_to_do(tmp_path: Path) 
     for _ in range(64):
         message.append(b"x" * 65_535 + b"\n")
         spool.grew(65_536)
-    assert spool.shrink([(Session("1"), message)]) == []
+    assert spool.shrink([(Session("1"), message)], 0.0) == []
     assert spool.max_memory == 2 << 20
     assert (message.in_memory, message.size) == (0, 4 << 20)
     assert b"".join(message.pieces()) == (b"x" * 65_535 + b"\n") * 64
     for _ in range(9):
-        spool.shrink([])
+        spool.shrink([], 0.0)
     assert spool.max_memory == LEAST
     message.drop()
     assert spool.spilled == 0

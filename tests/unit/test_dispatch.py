@@ -8,7 +8,16 @@ import itertools
 
 import pytest
 
-from bridge.dispatch import ALONE_FOR, MAX_ATTEMPTS, Dispatcher, Lane, Pending
+from bridge.dispatch import (
+    ALONE_FOR,
+    KEEP_ALL,
+    KEEP_FREE,
+    LARGE,
+    MAX_ATTEMPTS,
+    Dispatcher,
+    Lane,
+    Pending,
+)
 from bridge.smtpd import events
 from bridge.smtpd.items import MESSAGE, Slot
 from bridge.smtpd.message import Message
@@ -35,7 +44,7 @@ def taken(dispatcher: Dispatcher, lane: Lane, now: float = 0.0) -> list[Pending]
     """All that a lane takes now."""
     found = []
     while (item := dispatcher.next_for(lane, now)) is not None:
-        dispatcher.send(item, lane, now)
+        dispatcher.send(item, lane)
         found.append(item)
     return found
 
@@ -219,6 +228,96 @@ def test_others_do_not_wait_for_a_suspect_for_ever() -> None:
     assert taken(dispatcher, lane, 10.0) == [suspect]
     assert taken(dispatcher, lane, 10.0 + ALONE_FOR - 0.1) == []
     assert taken(dispatcher, lane, 10.0 + ALONE_FOR) == [other]
+
+
+def test_many_suspects_hold_up_nobody_for_longer_than_one_death_asks() -> None:
+    dispatcher, lane = Dispatcher(), Lane(slots=40, commands=40, bytes=100_000)
+    waiting = suspects(dispatcher, 10)
+    other = command(dispatcher, now=10.0)
+    now, batch = 10.0, []
+    while other not in batch:
+        batch = taken(dispatcher, lane, now)
+        assert sum(item in waiting for item in batch) <= 1
+        now += 2.0  # each takes its time
+        for item in batch:
+            dispatcher.done(item)
+    assert now - 10.0 <= ALONE_FOR + 2.0 + 2.0
+
+
+def test_a_large_message_is_overtaken_for_some_seconds_only() -> None:
+    dispatcher, lane = Dispatcher(), Lane(slots=99, commands=9, bytes=1000)
+    held = [message(dispatcher, 300, now=0.0) for _ in range(3)]
+    assert taken(dispatcher, lane, 0.0) == held
+    large = message(dispatcher, 600, now=0.0)
+    now = 0.0
+    while large.lane is None:
+        now += 0.5
+        assert now < KEEP_FREE + 3.0
+        message(dispatcher, 300, now=now)
+        dispatcher.done(held.pop(0))
+        held += taken(dispatcher, lane, now)
+    assert now > KEEP_FREE
+
+
+def test_much_smaller_ones_overtake_it_a_little_longer() -> None:
+    dispatcher, lane = Dispatcher(), Lane(slots=99, commands=9, bytes=1280)
+    held = message(dispatcher, 1000)
+    assert taken(dispatcher, lane, 0.0) == [held]
+    large = message(dispatcher, 1200, now=0.0)
+    assert taken(dispatcher, lane, KEEP_FREE + 0.1) == []
+    little = message(dispatcher, 10, now=4.0)
+    message(dispatcher, 11, now=4.0)
+    assert taken(dispatcher, lane, 4.0) == [little]
+    dispatcher.done(little)
+    message(dispatcher, 10, now=5.0)
+    assert taken(dispatcher, lane, KEEP_ALL + 0.1) == []
+    dispatcher.done(held)
+    assert taken(dispatcher, lane, KEEP_ALL + 0.2)[0] is large
+
+
+def test_one_lane_is_kept_free_and_the_others_are_not() -> None:
+    dispatcher = Dispatcher()
+    one, two = (Lane(slots=9, commands=9, bytes=1000) for _ in range(2))
+    for lane in (one, two):
+        message(dispatcher, 600, now=0.0)
+        assert len(taken(dispatcher, lane, 0.0)) == 1
+    large = message(dispatcher, 900, now=0.0)
+    assert taken(dispatcher, one, 4.0) == []
+    first, second = message(dispatcher, 300, now=4.0), message(dispatcher, 300, now=4.0)
+    assert taken(dispatcher, two, 4.0) == [first]
+    dispatcher.lost(two, 5.0)
+    assert large.lane is None
+    dispatcher.lost(one, 5.0)
+    assert second.lane is None
+    assert large in taken(dispatcher, Lane(slots=9, commands=9, bytes=3000), 5.0)
+
+
+def test_150_large_messages_leave_a_small_one_room() -> None:
+    dispatcher, lane = Dispatcher(), Lane(slots=32, commands=9, bytes=2 * LARGE)
+    for _ in range(150):
+        message(dispatcher, LARGE, now=0.0)
+    assert len(taken(dispatcher, lane, 0.0)) == 2
+    lane.bytes += 100
+    small = message(dispatcher, 100, now=0.0)
+    assert taken(dispatcher, lane, 0.0) == [small]
+
+
+def test_after_something_failed_all_is_counted_anew() -> None:
+    dispatcher, lane, gone = Dispatcher(), Lane(2, 2, 1000), Lane(2, 2, 1000)
+    items = [message(dispatcher, 100), command(dispatcher), message(dispatcher, 50)]
+    assert len(taken(dispatcher, lane)) == 3
+    lost = command(dispatcher)
+    dispatcher.send(lost, gone)
+    del dispatcher.pending[items[0].id]  # and then it failed
+    waits = message(dispatcher, 10)
+    dispatcher.recount([lane])
+    assert (lane.open, lane.open_messages, lane.open_bytes) == (2, 1, 50)
+    assert lost.lane is None
+    assert taken(dispatcher, lane) == [lost, waits]
+    assert dispatcher.next_deadline() == 15.0
+    for item in [*items, lost, waits]:
+        dispatcher.done(item)
+    assert (lane.open, lane.open_messages, lane.open_bytes) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("place", [0, 7, 31])

@@ -34,7 +34,7 @@ def taken(dispatcher: Dispatcher, lane: Lane) -> str:
     """The sessions whose requests a lane takes now."""
     found = []
     while (item := dispatcher.next_for(lane, 0.0)) is not None:
-        dispatcher.send(item, lane, 0.0)
+        dispatcher.send(item, lane)
         found.append(item.slot.session.id)
     return " ".join(found)
 
@@ -110,7 +110,7 @@ def test_who_is_one_peer(one: tuple[str, str], other: tuple[str, str], same: boo
 def test_a_peer_with_something_open_does_not_wait_for_all_who_have_nothing() -> None:
     dispatcher, lane = Dispatcher(), Lane(slots=2, commands=0, bytes=1000)
     held = ask(dispatcher, "a1", A)
-    dispatcher.send(held, lane, 0.0)
+    dispatcher.send(held, lane)
     waits = ask(dispatcher, "a2", A)
     for number in range(OLDEST):  # one after the other, of always new ones
         stranger = ask(dispatcher, f"s{number}", f"198.51.100.{number}:1")
@@ -155,7 +155,7 @@ def test_nothing_is_left_of_what_is_gone() -> None:
         dispatcher.done(item)
     assert (lane.open, lane.open_messages, lane.open_bytes) == (0, 0, 0)
     assert (dispatcher.next_deadline(), dispatcher.pending) == (None, {})
-    for queue in (dispatcher._commands, dispatcher._messages):
+    for queue in dispatcher._queues:
         assert (queue._items, queue._by_peer, queue._open) == ({}, {}, {})
         assert len(queue._heap) < 100
 

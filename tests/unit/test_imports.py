@@ -39,7 +39,16 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "processes": (
         {
-            *("control", "core", "exporter", "inprocess", "listen", "metrics", "notify"),
+            *(
+                "handlerloop",
+                "control",
+                "core",
+                "exporter",
+                "inprocess",
+                "listen",
+                "metrics",
+                "notify",
+            ),
             *("opensmtpd", "server"),
         },
         {"smtpd", "alone", "values", "consequences", "policy"},

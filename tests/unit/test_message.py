@@ -18,6 +18,7 @@ from bridge.smtpd.message import (
     first_too_long,
     join,
 )
+from tests.unit.dialogue import take_runs
 
 LONGEST = 20
 
@@ -46,7 +47,7 @@ def message_of(*runs: bytes, stored: int = 0) -> Message:
     for run in runs:
         message.append(run)
     if stored:
-        held = message.take_runs()
+        held = take_runs(message)
         message.store = Held(b"".join(held[:stored]))
         message.stored = sum(map(len, held[:stored]))
         message.size = message.stored
@@ -210,7 +211,7 @@ def test_pieces_that_are_under_way_stay_whole_when_the_message_goes_to_a_store()
     message = message_of(b"one\n", b"two\n", b"three\n")
     under_way = message.pieces()
     first = bytes(next(under_way))
-    runs = message.take_runs()
+    runs = take_runs(message)
     message.store, message.stored = Held(b"".join(runs)), message.size
     assert first + b"".join(under_way) == b"one\ntwo\nthree\n"
     assert b"".join(message.pieces()) == b"one\ntwo\nthree\n"

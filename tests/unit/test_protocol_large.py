@@ -13,7 +13,7 @@ from bridge.smtpd.decisions import (
 )
 from bridge.smtpd.items import Broken, Item, Oversize, Slot, Withheld
 from bridge.smtpd.message import Splice, SpliceError
-from tests.unit.dialogue import Dialogue, FailingStore
+from tests.unit.dialogue import Dialogue, FailingStore, take_runs
 
 NO = Reject("5.7.1", "No")
 HAM = b"Received: by mx\nSubject: x\n\n..dot\n\nbye\n"
@@ -150,7 +150,7 @@ def test_a_store_that_fails_on_the_way_back_refuses_the_message(
     dialogue = Dialogue()
     slot = dialogue.message(b"one\n..two\nthree\n")
     assert slot.message is not None
-    slot.message.take_runs()
+    take_runs(slot.message)
     store = slot.message.store = FailingStore(readable, len(readable))
     slot.message.stored = slot.message.size
     dialogue.protocol.answer(slot, Proceed())
@@ -164,7 +164,7 @@ def test_a_store_that_fails_when_its_splices_are_checked_refuses_the_message() -
     dialogue = Dialogue()
     slot = dialogue.message(b"one\ntwo\n")
     assert slot.message is not None
-    slot.message.take_runs()
+    take_runs(slot.message)
     slot.message.store, slot.message.stored = FailingStore(b"", 0), slot.message.size
     assert dialogue.protocol.answer(slot, Proceed(), [Splice(4, 4, b"x: y\n")]) == INTERNAL_ERROR
     assert dialogue.output() == dialogue.echo(b".\n")
@@ -174,7 +174,7 @@ def test_a_store_that_fails_while_an_oversize_message_passes_refuses_it() -> Non
     dialogue = Dialogue(max_message_size=10)
     item = oversize(dialogue.feed(*dialogue.lines(HAM)))
     ((_, message),) = dialogue.protocol.messages()
-    message.take_runs()
+    take_runs(message)
     message.store, message.stored = FailingStore(b"Received", 8), message.size
     dialogue.protocol.release(item.session)
     assert dialogue.output() == dialogue.echo(b"Received\n")

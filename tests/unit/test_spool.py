@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from bridge.smtpd.message import Message, Splice
 from bridge.smtpd.session import Session
-from bridge.spool import SpillFile, Spool
+from bridge.spool import LEAST, QUIET, SpillFile, Spool
 
 KIB = 1024
 Held = list[tuple[Session, Message]]
@@ -157,9 +158,73 @@ def test_a_disk_that_is_full_in_the_middle_names_the_message_and_loses_no_count(
         ((session, error),) = spool.balance(messages)
     assert session.id == "a"
     assert isinstance(error, OSError)
-    assert spool.spilled == 300 * KIB + 7
+    assert spool.spilled == 0
+    assert messages[0][1].in_memory == 900 * KIB  # nothing of it is lost
     messages[0][1].drop()
     assert spool.spilled == 0
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError])
+def test_a_message_that_could_not_be_spilled_is_whole_and_can_be_spilled_later(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    messages = held(a=900 * KIB)
+    message = messages[0][1]
+    before = b"".join(message.pieces())
+    writes = iter(("a part", "fails"))
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        match next(writes, ""):
+            case "a part":
+                return real(fd, data[:1000], offset)
+            case "fails":
+                raise error
+        return real(fd, data, offset)
+
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    assert [session.id for session, _ in spool.balance(messages)] == ["a"]
+    assert b"".join(message.pieces()) == before
+    assert spool.balance(messages) == []
+    assert (message.in_memory, spool.spilled) == (0, 900 * KIB)
+    assert b"".join(message.pieces()) == before
+
+
+def test_a_file_that_can_not_be_closed_is_closed_once(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+
+    def close(fd: int) -> None:
+        closed.append(fd)
+        real(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    real = os.close
+    file = SpillFile(spool)
+    file.append([b"one\n"])
+    monkeypatch.setattr(os, "close", close)
+    file.close()
+    file.close()
+    assert len(closed) == 1
+    assert spool.spilled == 0
+
+
+def test_what_memory_took_comes_back_in_quiet_times(tmp_path: Path) -> None:
+    wanted = 8 * LEAST
+    spool = Spool(wanted, 4 * wanted, str(tmp_path))
+    spool.grew(wanted)
+    spool.shrink([], 1000.0)
+    shrunk = spool.max_memory
+    assert shrunk < wanted
+    spool.recover(1000.0 + QUIET - 1)
+    assert spool.max_memory == shrunk
+    now = 1000.0
+    while spool.max_memory < wanted:
+        now += QUIET
+        assert now < 1000.0 + 30 * QUIET
+        spool.recover(now)
+    assert spool.max_memory == wanted
 
 
 def test_a_file_that_is_closed_or_too_short_is_an_error(spool: Spool) -> None:
