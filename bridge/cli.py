@@ -134,8 +134,10 @@ def _shim(options: argparse.Namespace) -> int:
         return BAD_CONFIGURATION
     try:
         shim = config.shim
+        warnings = list(config.warnings)
         if options.connect:
             shim = replace(shim, connect=tuple(map(Endpoint.parse, options.connect)))
+            warnings += [f"--connect: {text}" for text in shim.in_clear()]
         if options.patience:
             shim = replace(shim, patience=duration(0, 600).read(options.patience))
     except ValueError as error:
@@ -152,7 +154,7 @@ def _shim(options: argparse.Namespace) -> int:
     running = Shim(
         replace(config, shim=shim), Options(arguments, options.profile, application is not None)
     )
-    for warning in config.warnings:
+    for warning in warnings:
         running.log("config-warning", text=warning)
     return running.run()
 
@@ -178,7 +180,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _reload(options: argparse.Namespace) -> int:
     from bridge.control import tell
 
-    config = _load(options.file, secrets=False)
+    config = _load(options.file, secrets=False, needed=False)
     if config is None:
         return BAD_CONFIGURATION
     return tell(config.bridge.run_dir, "restart" if options.restart else "reload")
@@ -195,4 +197,10 @@ def _keygen(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from bridge.check import check
 
-    return check(options.file, user=options.user, offline=options.offline)
+    try:
+        status = check(options.file, user=options.user, offline=options.offline)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as in `check | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return status

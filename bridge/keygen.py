@@ -122,6 +122,8 @@ def keygen(
             path.unlink()
         if isinstance(error, FileExistsError):
             raise KeygenError(f"{error.filename2 or paths[each]}: is there already") from error
+        if isinstance(error, FileNotFoundError):
+            raise KeygenError(f"{directory}: is not there; hint: make it first") from error
         where = error.filename or directory
         raise KeygenError(f"{where}: {error.strerror}; hint: --directory") from error
     return [Key(domain, names[each], each, paths[each], made[each][1]) for each in kinds]

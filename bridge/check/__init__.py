@@ -52,7 +52,7 @@ def _services(config: Config, offline: bool) -> list[Finding]:
     try:
         from bridge.check import probes
     except ModuleNotFoundError as error:  # a shim whose bridges run elsewhere needs none of it
-        what = "not installed, so nothing was asked; hint: pip install opensmtpd-bridge"
+        what = "not installed, so nothing was asked; hint: pip install . in a checkout"
         return [Finding(WARN if config.shim.connect else FAIL, f"package {error.name}", what)]
     try:
         wanted = list(probes.all_probes(config))

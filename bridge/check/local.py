@@ -87,7 +87,7 @@ def _warnings(config: Config) -> Iterator[Finding]:
 
 def _packages(config: Config) -> Iterator[Finding]:
     if config.main.rspamd.compress:
-        hint = "not installed; hint: pip install 'opensmtpd-bridge[zstd]', or compress = false"
+        hint = "not installed; hint: pip install zstandard, or compress = false"
         found = (OK, "there, for compress = true") if zstd.HAVE_ZSTD else (FAIL, hint)
         yield Finding(found[0], "package zstandard", found[1])
 

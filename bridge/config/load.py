@@ -285,6 +285,8 @@ def _check_across(
     for all_keys, bound, equal in _BOUNDS:
         keys = tuple(key for key in all_keys if used.get(key.partition(".")[0], True))
         _check_bound(report, base, found, keys, bound, equal)
+    for text in base["shim"].in_clear():
+        report.warn("shim.connect", text)
     for service in ("rspamd", "dkim"):
         for name, bound in _CUT:
             if name in found.get(service, {}):

@@ -5,6 +5,7 @@ What the bridge asks of whom is schema.py's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bridge.config import kinds as k
@@ -17,7 +18,10 @@ class Shim:
     """The process under smtpd.  A change needs a restart of smtpd."""
 
     connect: tuple[Endpoint, ...] = key(
-        k.ENDPOINTS, [], "Bridges to use, tried in turn; with none the shim starts one of its own."
+        k.ENDPOINTS,
+        [],
+        "Bridges to use: whichever has the least to do, in turn among equals; with none the shim "
+        "starts one of its own.",
     )
     ca_file: str = key(k.PATH, "", "For tcp: who signs the certificates of the bridges (PEM).")
     client_certificate: str = key(k.PATH, "", "The shim's own certificate (PEM).")
@@ -72,6 +76,12 @@ class Shim:
         "30s",
         "How long the application of `filter-bridge run` may take to start.",
     )
+
+    def in_clear(self) -> Iterator[str]:
+        """A warning for each bridge to which mail would go over a network without TLS."""
+        for endpoint in () if self.ca_file else self.connect:
+            if endpoint.far:
+                yield f"mail goes to {endpoint} in clear: set shim.ca_file if others can get there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,12 +112,12 @@ class Upstream:
         "How often a failed request is tried again, at another server if there is one.",
     )
     deadline: float = key(k.duration(0.1, 600), "30s", "Time for all tries together.")
-    # rspamd's own: 4 errors, 10 s, 60 s (src/libutil/upstream.c); a restart takes it one second.
+    # rspamd's own: 4 errors, 60 s (src/libutil/upstream.c); a restart takes it one second.
     max_errors: int = key(
         k.integer(1, 1000), 4, "So many errors of a server in a row take it out of use."
     )
     error_window: float = key(
-        k.duration(0.1), "10s", "A pause of more than this between two errors starts the row anew."
+        k.duration(0.1), "1h", "A pause of more than this between two errors starts the row anew."
     )
     revive: float = key(
         k.duration(0.1),

@@ -68,6 +68,14 @@ class Endpoint:
             return cls(host=match[1] or match[2], port=int(match[3]))
         raise ValueError(f"{text!r}: expected unix:PATH or tcp:HOST:PORT")
 
+    @property
+    def far(self) -> bool:
+        """Is it beyond this machine?  A name that is not "localhost" counts as such."""
+        try:
+            return not self.path and not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"unix:{self.path}" if self.path else f"tcp:{host}:{self.port}"

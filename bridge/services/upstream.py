@@ -78,17 +78,18 @@ class Rules:
     """How the servers of one service are used.  Times in seconds.
 
     timeout: for one try, connecting included; retries: tries after the first, over distinct
-    servers as long as there are; max_errors: failures in a row until a server is down, where
-    a pause of more than error_window starts the row anew; revive: until a server that is
-    down may be probed, doubled with each failed probe up to max_revive; alone: the most
-    while no server is up, when each probe that finds one back ends an outage.
+    servers as long as there are; max_errors: failures in a row until a server is down;
+    an answer ends the row, and so does a pause of more than error_window; revive: until a
+    server that is down may be probed, doubled with each failed probe up to max_revive; alone:
+    the most while no server is up, when each probe that finds one back ends an outage.
     """
 
     strategy: str = "failover"
     timeout: float = 20.0  # rspamd's worst case is twice its task_timeout of 8 s
     retries: int = 2
     max_errors: int = 4  # rspamd, src/libutil/upstream.c
-    error_window: float = 10.0  # the same
+    # Its 10 s are for a rate of errors; ours are a row, which a small server fills slowly.
+    error_window: float = 3600.0
     revive: float = 2.0  # a restart takes rspamd about a second
     max_revive: float = 60.0  # rspamd's revive_time
     alone: float = 10.0  # a hung service costs one client its patience each so often

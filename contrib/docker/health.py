@@ -60,5 +60,6 @@ def bridge_is_well(directory: str) -> bool:
 
 if __name__ == "__main__":
     checks = {"bridge": bridge_is_well, "http": http_is_well, "smtp": smtp_is_well}
-    check = checks[sys.argv[1]]
-    sys.exit(not check(sys.argv[2]))
+    if len(sys.argv) != 3 or sys.argv[1] not in checks:
+        sys.exit(__doc__)
+    sys.exit(not checks[sys.argv[1]](sys.argv[2]))

@@ -18,7 +18,7 @@ from typing import Any
 DASHBOARD = Path(__file__).parents[2] / "contrib/observe/dashboard.json"
 PATIENCE = 60.0  # seconds
 # What Grafana puts in the place of its variables.
-VARIABLES = {"$job": ".+", "$__rate_interval": "1m"}
+VARIABLES = {"$job": "filter-bridge", "$__rate_interval": "1m"}
 # Shows nothing as long as nothing failed.
 EMPTY = {"What failures led to"}
 

@@ -111,6 +111,15 @@ def test_offline_nobody_is_asked(write: Write, capsys: Capture) -> None:
     assert "\nAll is well.\n" in capsys.readouterr().out
 
 
+def test_mail_in_clear_is_a_warning(write: Write, capsys: Capture) -> None:
+    file = write(f"{NO_DNS}[shim]\nconnect = ['tcp:192.0.2.9:4711', 'tcp:[::1]:4711']")
+    assert check(file, user=ME, offline=True) == 0
+    out = capsys.readouterr().out
+    assert "\nwarn  configuration  " in out
+    assert "shim.connect: mail goes to tcp:192.0.2.9:4711 in clear: set shim.ca_file" in out
+    assert "\n1 to be looked at.\n" in out
+
+
 def test_all_mistakes_of_a_file_are_told_and_are_2(write: Write, capsys: Capture) -> None:
     file = write(MISTAKES)
     assert check(file, user=ME) == 2

@@ -222,6 +222,6 @@ def test_the_command_says_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr()
     assert shown.out == ""
     assert re.fullmatch(
-        r"filter-bridge: keygen: \S+/missing\S*: No such file or directory; hint: --directory\n",
+        r"filter-bridge: keygen: \S+/missing: is not there; hint: make it first\n",
         shown.err,
     )

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bridge.metrics import METRICS, LinkUse, Metrics, ServerUse
+from bridge.metrics import BOUNDS, METRICS, LinkUse, Metrics, ServerUse
 from bridge.policy import COUNTED
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "contrib/observe/rules.yml"
 DASHBOARD = ROOT / "contrib/observe/dashboard.json"
 TABLE = ROOT / "contrib/docs/metrics.md"
+BOARD = json.loads(DASHBOARD.read_text())
 ENDS = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
 # Of Prometheus's own making.
 EVERYWHERE = {"job", "instance", "le"}
@@ -31,6 +32,7 @@ def sample() -> str:
     metrics.begin(COUNTED)
     metrics.answered("rcpt-to", "reject", 1.0)
     metrics.answered("message", "proceed", 1.0)
+    metrics.answered("message", "failed", 1.0)
     metrics.asked("rspamd", "ok", 1.0)
     server = ServerUse("rspamd", "http://127.0.0.1:11333", up=True)
     return metrics.text([LinkUse("shim", 1, 1, 1)], [server])
@@ -47,7 +49,7 @@ def labels() -> dict[str, set[str]]:
 
 def panels() -> Iterator[tuple[str, str]]:
     """Title and expression of each line of the dashboard."""
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+    for panel in BOARD["panels"]:
         for target in panel["targets"]:
             yield panel["title"], target["expr"]
 
@@ -77,6 +79,28 @@ def test_an_expression_asks_for_what_there_is(name: str, text: str) -> None:
     assert "filter_bridge_" in text.replace("{{", "") or "up{" in text
     for group in BY.findall(text):
         assert set(group.split(", ")) <= used, f"by ({group})"
+
+
+def test_a_number_of_now_is_asked_for_now() -> None:
+    """The last one of a range would be shown long after its bridge is gone."""
+    numbers = [each for each in BOARD["panels"] if each["type"] == "stat"]
+    targets = [target for panel in numbers for target in panel["targets"]]
+    assert targets
+    assert {(target.get("instant"), target.get("range")) for target in targets} == {(True, False)}
+
+
+def test_the_variable_stands_for_our_jobs_only() -> None:
+    [job] = [each for each in BOARD["templating"]["list"] if each["name"] == "job"]
+    assert "allValue" not in job
+    assert "filter_bridge_" in job["query"]["query"]
+
+
+def test_a_quantile_is_compared_with_a_bound_of_the_histogram() -> None:
+    """Between two bounds it is a guess."""
+    [text] = [text for _, text in alerts() if "histogram_quantile(" in text]
+    limit = re.search(r"> (\d+)$", text, re.M)
+    assert limit
+    assert float(limit[1]) in BOUNDS
 
 
 def test_every_metric_is_in_the_dashboard_or_known_to_be_left_out() -> None:

@@ -81,7 +81,10 @@ STORIES = {
         "failover", 2, {"error_window": 10}, "0:A-B+ 1:A-B+ 2:A-B+ 13:A-B+ 14:A-B+ 15:A-B+",
     ),
     "failures each within the window of the last are a row however long": (
-        "failover", 2, {}, "0:A-B+ 9:A-B+ 18:A-B+ 27:A-B+ 28:B+",
+        "failover", 2, {}, "0:A-B+ 3599:A-B+ 7198:A-B+ 10797:A-B+ 10798:B+",
+    ),
+    "a dead server is found out by a message each quarter of an hour": (
+        "failover", 1, {}, "0:A-A-A-!unreachable 900:A-!unreachable 901:!breaker-open",
     ),
     "round-robin skips what is down": (
         "round-robin", 3, {"max_errors": 1}, "0:A-B+ 0:B+ 0:C+ 0:B+ 0:B+ 0:C+",
