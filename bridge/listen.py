@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
-import ipaddress
 import os
 import socket
 import ssl
@@ -71,7 +70,7 @@ class Listener:
         return names
 
     def _check(self, name: str, host: str) -> None:
-        if self._tls is None and not self._insecure and not _is_loopback(host):
+        if self._tls is None and not self._insecure and Endpoint(host=host).far:
             raise ValueError(
                 f"{name}: not beyond loopback without TLS; hint: set bridge.certificate, "
                 "bridge.certificate_key and bridge.client_ca, or say --insecure"
@@ -215,13 +214,6 @@ def clear_stale(path: str) -> None:
             os.unlink(path)
             return
     raise FileExistsError("somebody listens there already")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _from_systemd() -> list[socket.socket]:
