@@ -24,7 +24,7 @@ SUSPECT = 2
 # there are others, and everything else would wait for all of them.
 ALONE_FOR = 5.0
 # A message that is too large for what is left of a grant is overtaken by smaller ones for so
-# many seconds, by much smaller ones for some more, and then by none.
+# many seconds, by much smaller ones for so many more, and then by none.
 KEEP_FREE, KEEP_ALL = 3.0, 10.0
 LITTLE = 128  # what is much smaller: the grant's 128th part
 LARGE = 512 * 1024  # bytes from which on messages wait in a queue of their own
@@ -86,6 +86,7 @@ class Dispatcher:
         self._died = -ALONE_FOR  # when a bridge died last, of something
         self._kept: Pending | None = None  # the message that a bridge is kept free for
         self._keeper: Lane | None = None  # that bridge
+        self._kept_at = 0.0  # since when
         self._large_first = False  # whose turn it is
         self._deadlines: list[tuple[float, int]] = []  # a heap, also of some that are answered
         self._next_id = 1
@@ -212,9 +213,9 @@ class Dispatcher:
 
         def fits(item: Pending) -> bool:
             if self._kept is None and now - item.since > KEEP_FREE and not lane.has_room(item):
-                self._kept, self._keeper = item, lane
+                self._kept, self._keeper, self._kept_at = item, lane, now
             if self._kept is not None and self._keeper is lane:
-                late = now - self._kept.since > KEEP_ALL
+                late = now - self._kept_at > KEEP_ALL
                 if late or item.size * LITTLE > lane.bytes:
                     return False
             return lane.has_room(item)

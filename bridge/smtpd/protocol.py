@@ -117,6 +117,7 @@ class Protocol:
     def rest(self) -> Iterator[Item]:
         """What has been taken means, one by one.  After a MemoryError it goes on, when it is
         called again, with the line that it could not handle."""
+        piece: bytes | Run | Overlong = b""
         try:
             for piece in self._lines.pieces():
                 match piece:
@@ -141,10 +142,7 @@ class Protocol:
     def _spoil(self, piece: bytes | Run | Overlong) -> None:
         """What a bug has lost must harm nobody else: a message is refused, a request is open and
         will be found so."""
-        if isinstance(piece, Overlong):
-            return
-        head = piece.head if isinstance(piece, Run) else piece
-        event = self._parsed(head)
+        event = self._parsed(piece if isinstance(piece, bytes) else getattr(piece, "head", b""))
         if not isinstance(event, events.Event) or (live := self._live(event)) is None:
             return
         if isinstance(event, events.DataLine):
