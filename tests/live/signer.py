@@ -9,6 +9,7 @@ It listens on a unix socket, or with `token` on TCP. What it logged is in `log()
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
@@ -40,9 +41,7 @@ class Signer:
         directory = self.dir / "keys"
         directory.mkdir(mode=0o700)
         os.chown(directory, USER, USER)
-        self.keys: list[Key] = [
-            key for domain in domains for key in keygen(domain, SELECTOR, "both", directory)
-        ]
+        self.keys: list[Key] = [key for domain in domains for key in _keys(domain, directory)]
         options = ["--keys", str(directory)]
         if token:
             host, held = addresses.claim()
@@ -97,3 +96,19 @@ class Signer:
 
     def log(self) -> str:
         return self._kept.log()
+
+
+def _keys(domain: str, directory: Path) -> list[Key]:
+    """Keys that rspamd takes as well: an Ed25519 seed that begins with "/", as one in 64 does, it
+    takes for a path."""
+    while True:
+        keys = list(keygen(domain, SELECTOR, "both", directory))
+        if not any(seed(key).startswith("/") for key in keys if key.kind == "ed25519"):
+            return keys
+        for key in keys:
+            key.path.unlink()
+
+
+def seed(key: Key) -> str:
+    """The bare seed of an Ed25519 key, in base64 (RFC 8410 7: the last 32 bytes of its PEM)."""
+    return base64.b64encode(base64.b64decode(key.path.read_text().split("-----")[2])[-32:]).decode()

@@ -6,7 +6,6 @@ listener has a port, and thereby a profile or a filter of its own.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from tests.live import addresses, places
 from tests.live.letters import Post, ready, submit
 from tests.live.mail import Delivered
 from tests.live.rspamd import Rspamd, verdict
-from tests.live.signer import KINDS, Signer
+from tests.live.signer import KINDS, Signer, seed
 from tests.live.verifiers import DkimPy, OpenDkim, Verifiers, on_the_wire, one_by_one
 from tests.live.world import HOSTNAME, Client, Listener, OpenSMTPD
 
@@ -340,9 +339,7 @@ def test_what_rspamd_changes_is_signed(
 def by_rspamd(signer: Signer) -> bytes:
     """What makes rspamd sign with the signer's keys; of Ed25519 it wants the bare seed."""
     keys = [signer.key("example.org", kind) for kind in KINDS]
-    pems = [key.path.read_text() for key in keys]
-    seed = base64.b64decode(pems[1].split("-----")[2])[-32:]
-    raw = (pems[0], base64.b64encode(seed).decode())
+    raw = (keys[0].path.read_text(), seed(keys[1]))
     return verdict(
         dkim=[
             {"domain": key.domain, "selector": key.selector, "rawkey": each, "alg": key.kind}
