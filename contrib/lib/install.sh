@@ -2,7 +2,7 @@
 # virtual environment in .venv, OpenSMTPD 7.6 in a directory of its own. To be sourced by bash, from
 # the top of the tree. Nothing that is there already is changed, and nothing is ever removed.
 
-PACKAGES=(opensmtpd rspamd opendkim-tools mmdebstrap python3-venv iproute2 openssl util-linux mandoc ca-certificates)
+PACKAGES=(opensmtpd rspamd opendkim-tools mmdebstrap python3-venv iproute2 openssl util-linux mandoc ca-certificates systemd)
 
 say() { printf '== %s\n' "$*"; }
 die() {
