@@ -21,6 +21,7 @@ from bridge.smtpd.message import Message
 HELLO_WAIT = 30.0  # how long a bridge may take to come up
 RECONNECT = 1.0  # between tries at a sidecar that is not there
 CONNECT_WAIT = 3.0
+MAX_DRAINING = 8  # links to one sidecar that drains, and is replaced, again and again
 # asyncio, at the other end, closes without the alert that would say why.
 NO_CERTIFICATE = "it ended in place of a hello; hint: does it take our certificate?"
 COMPLAIN_AGAIN = 60.0  # of the same sidecar, for the same reason
@@ -268,8 +269,7 @@ class Bridges:
         """Connect to a sidecar that is not connected."""
         name = str(endpoint)
         there = [end for end in self.ends if end.name == name]
-        # One that drains and does not leave is replaced once, not each second.
-        if len(there) > 1 or any(not end.lane.draining for end in there):
+        if len(there) >= MAX_DRAINING or any(not end.lane.draining for end in there):
             return
         if now < self._retry_at.get(endpoint, 0.0):
             return

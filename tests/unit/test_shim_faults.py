@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bridge import link
+from bridge.bridges import MAX_DRAINING
 from bridge.linkend import LinkEnd
 from bridge.smtpd.message import Message
 from tests.unit.dialogue import FailingStore, take_runs
@@ -109,12 +110,25 @@ def test_a_link_whose_writing_fails_is_given_up_and_the_message_goes_to_the_next
         assert message.endswith(MESSAGE.partition(b"\n\n")[2].replace(b"\n.", b"\n.."))
 
 
-def test_a_sidecar_that_drains_and_stays_is_replaced_once() -> None:
-    class Draining(Bridge):
-        def linked(self, straw: Straw) -> None:
-            super().linked(straw)
+class Draining(Bridge):
+    """Drains at once, and stays; from a link of some number on it is a good one."""
+
+    def __init__(self, good_from: int) -> None:
+        self.good_from = good_from
+
+    def linked(self, straw: Straw) -> None:
+        super().linked(straw)
+        if straw.number < self.good_from:
             straw.say("bye")
 
-    with World(Draining(), PLAIN) as world:
+
+def test_a_sidecar_that_drains_and_stays_does_not_get_ever_more_links() -> None:
+    with World(Draining(10**9), PLAIN) as world:
         world.pass_time(120.0)
-        assert len(world.links) <= 2
+        assert len(world.links) == MAX_DRAINING
+
+
+def test_one_that_is_replaced_several_times_while_it_drains_is_reached_all_the_same() -> None:
+    with World(Draining(MAX_DRAINING - 1), PLAIN) as world:
+        world.pass_time(20.0)
+        assert send(world).code == 250
